@@ -1,0 +1,160 @@
+"""Rules for convolutions: g_i = Σ_t a_it d_itᵀ over output positions t, one sum per kernel position.
+
+`conv="exact"` squares that sum; `conv="uncorrelated"` is the formula printed in the paper's A.5,
+E[Σ_t (a_it²)(d_it²)ᵀ], which drops the products between different positions.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.blocks import Pieces, Uncorrelated, offset, positions, sizes
+
+
+def conv(layer, use, d, conv):
+    a, d = _channels_last(layer, use.inputs, d)
+    kernel = tf.cast(layer.kernel, d.dtype)
+    if conv == "uncorrelated":
+        block = _uncorrelated(layer, keras.ops.conv, kernel, a, d)
+    else:
+        block = Pieces(lambda: _kernel_pieces(layer, kernel, a, d), _join(kernel))
+    return {"kernel": block, "bias": offset(d, d.shape[-1:])}
+
+
+def depthwise_conv(layer, use, d, conv):
+    a, d = _channels_last(layer, use.inputs, d)
+    kernel = tf.cast(layer.kernel, d.dtype)
+    return {
+        "kernel": _depthwise_block(layer, kernel, a, d, conv),
+        "bias": offset(d, d.shape[-1:]),
+    }
+
+
+def separable_conv(layer, use, d, conv):
+    a, d = _channels_last(layer, use.inputs, d)
+    depthwise = tf.cast(layer.depthwise_kernel, d.dtype)
+    pointwise = tf.cast(layer.pointwise_kernel, d.dtype)[0, 0]
+    between = _convolve(layer, keras.ops.depthwise_conv, a, depthwise)
+    d_between = tf.einsum("m...o,co->m...c", d, pointwise)
+    if conv == "uncorrelated":
+        block = Uncorrelated(_pointwise_gradient, between, d)
+    else:
+        product = lambda: [tf.matmul(positions(between), positions(d), transpose_a=True)]  # noqa: E731
+        block = Pieces(product, _join(layer.pointwise_kernel))
+    return {
+        "depthwise_kernel": _depthwise_block(layer, depthwise, a, d_between, conv),
+        "pointwise_kernel": block,
+        "bias": offset(d, d.shape[-1:]),
+    }
+
+
+def _channels_last(layer, a, d):
+    a = tf.cast(a, d.dtype)
+    if layer.data_format == "channels_first":
+        return tf.einsum("mc...->m...c", a), tf.einsum("mc...->m...c", d)
+    return a, d
+
+
+def _causal_padding(layer):
+    return [(0, 0), ((layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0), (0, 0)]
+
+
+def _shifted_inputs(layer, a, d):
+    """For every kernel position, the inputs (M, T, c) that it met at the T output positions.
+
+    One matrix product per kernel position was measured to be the fastest way on CPU; it also needs
+    no copy of all patches.
+    """
+    spans = [(k - 1) * r for k, r in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    outputs = sizes(d)[1:-1]
+    if layer.padding == "causal":
+        a = tf.pad(a, _causal_padding(layer))
+    elif layer.padding == "same":
+        paddings = [(0, 0)]
+        for size, out, span, stride in zip(
+            sizes(a)[1:-1], outputs, spans, layer.strides, strict=True
+        ):
+            needed = (out - 1) * stride + span + 1 - size
+            needed = max(needed, 0) if isinstance(needed, int) else tf.maximum(needed, 0)
+            paddings.append((needed // 2, needed - needed // 2))
+        a = tf.pad(a, [*paddings, (0, 0)])
+    for index in range(math.prod(layer.kernel_size)):
+        window = []
+        for axis in reversed(range(len(spans))):
+            index, k = divmod(index, layer.kernel_size[axis])
+            start, stride = k * layer.dilation_rate[axis], layer.strides[axis]
+            window.insert(0, slice(start, start + (outputs[axis] - 1) * stride + 1, stride))
+        yield positions(a[(slice(None), *window)])
+
+
+def _kernel_pieces(layer, kernel, a, d):
+    """Pieces (M, c / groups, o) of an ordinary or grouped convolution's kernel gradient."""
+    channels, filters = kernel.shape[-2:]
+    groups = a.shape[-1] // channels
+    gradient = positions(d)
+    pieces = []
+    for shifted in _shifted_inputs(layer, a, d):
+        if groups == 1:
+            pieces.append(tf.matmul(shifted, gradient, transpose_a=True))
+            continue
+        shape = (*sizes(shifted)[:2], groups)
+        piece = tf.einsum(
+            "mtgc,mtgo->mcgo",
+            tf.reshape(shifted, (*shape, channels)),
+            tf.reshape(gradient, (*shape, filters // groups)),
+        )
+        pieces.append(tf.reshape(piece, (-1, channels, filters)))
+    return pieces
+
+
+def _depthwise_pieces(layer, kernel, a, d):
+    """Pieces (M, c, depth_multiplier) of a depthwise convolution's kernel gradient."""
+    gradient = positions(d)
+    gradient = tf.reshape(gradient, (*sizes(gradient)[:2], *kernel.shape[-2:]))
+    return [tf.einsum("mtc,mtcr->mcr", s, gradient) for s in _shifted_inputs(layer, a, d)]
+
+
+def _depthwise_block(layer, kernel, a, d, conv):
+    if conv == "uncorrelated":
+        return _uncorrelated(layer, keras.ops.depthwise_conv, kernel, a, d)
+    return Pieces(lambda: _depthwise_pieces(layer, kernel, a, d), _join(kernel))
+
+
+def _join(kernel):
+    """Stack one piece (..., p, q) per kernel position into (..., *kernel_size, p, q)."""
+
+    def join(pieces):
+        stacked = tf.stack(pieces, axis=-3)
+        return tf.reshape(stacked, (*sizes(stacked)[:-3], *kernel.shape))
+
+    return join
+
+
+def _convolve(layer, operation, a, kernel):
+    padding = layer.padding
+    if padding == "causal":
+        a, padding = tf.pad(a, _causal_padding(layer)), "valid"
+    return operation(
+        a,
+        kernel,
+        strides=list(layer.strides),
+        padding=padding,
+        data_format="channels_last",
+        dilation_rate=list(layer.dilation_rate),
+    )
+
+
+def _uncorrelated(layer, operation, kernel, a, d):
+    def contract(a, d):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            z = _convolve(layer, operation, a, kernel)
+        return tape.gradient(z, kernel, output_gradients=d)
+
+    return Uncorrelated(contract, a, d)
+
+
+def _pointwise_gradient(a, d):
+    total = tf.tensordot(positions(a), positions(d), axes=((0, 1), (0, 1)))
+    return total[None, None]

@@ -1,0 +1,109 @@
+"""Whether the layerwise engine can treat a model, found by tracing it once without running it."""
+
+import dataclasses
+import weakref
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.taps import all_layers, intercept, record_use
+
+_cache = weakref.WeakKeyDictionary()
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """What the layerwise engine finds in a model.
+
+    Args:
+        layers: the layers that it will record.
+        obstacles: for every trainable variable out of its reach, a sentence that says why.
+    """
+
+    layers: tuple
+    obstacles: tuple
+
+
+def coverage(model, x):
+    """Find the layers of `model` that have rules, and the variables that they leave out.
+
+    Args:
+        model: a built Keras model.
+        x: its (nested) inputs, of which only shapes and dtypes count.
+
+    Returns:
+        A `Coverage`.
+    """
+    specs = keras.tree.map_structure(
+        lambda t: None if t is None else tf.TensorSpec((None, *t.shape[1:]), t.dtype), x
+    )
+    key = (tuple(id(v) for v in model.trainable_variables), repr(specs))
+    known = _cache.setdefault(model, {})
+    if key not in known:
+        known[key] = _find(model, specs)
+    return known[key]
+
+
+def _find(model, specs):
+    owners, covered, layers = {}, set(), []
+    for layer in all_layers(model):
+        rule = RULES.get(layer)
+        own = rule.covered(layer) if rule is not None else {}
+        covered.update(id(variable) for variable in own.values())
+        if own:
+            layers.append(layer)
+        for v in layer.trainable_variables:
+            owner = owners.get(id(v), layer)
+            smaller = len(layer.trainable_variables) <= len(owner.trainable_variables)
+            owners[id(v)] = layer if smaller else owner  # the layer itself, not what contains it
+    hidden, nested = _trace(model, layers, specs)
+    obstacles = []
+    for v in model.trainable_variables:
+        owner = owners[id(v)]
+        what = f"{v.path} of the {type(owner).__name__} layer {owner.name!r}"
+        if id(v) in hidden and id(v) not in covered:
+            obstacles.append(f"{what} has no layer rule")
+        elif id(v) in hidden:
+            obstacles.append(f"{what} is also used outside of that layer's own call")
+        elif id(owner) in nested:
+            obstacles.append(f"{what} is used inside a loop, out of the tape's sight")
+    return Coverage(tuple(layers), tuple(obstacles))
+
+
+def _trace(model, layers, specs):
+    """Trace the model with the variables of `layers` cut off wherever a record sees them.
+
+    Args:
+        model: the model.
+        layers: layers that have rules.
+        specs: specifications of the inputs.
+
+    Returns:
+        The ids of the variables that reach the outputs by another way than a recorded call, and the
+        ids of the layers whose records lie in a graph of their own.
+    """
+    uses, hidden, nested = [], set(), set()
+    record = record_use(uses)
+
+    def cut(layer, call, *args, **kwargs):
+        # Inside this scope the layer's variables are constants, so a gradient that still reaches
+        # them comes from a use that the record does not see.
+        constants = [(v, tf.stop_gradient(v.value)) for v in layer.trainable_variables]
+        with keras.StatelessScope(state_mapping=constants):
+            return record(layer, call, *args, **kwargs)
+
+    def trace(x):
+        graph = keras.tree.flatten(x)[0].graph
+        with keras.StatelessScope(), intercept(layers, cut), tf.GradientTape() as tape:
+            outputs = keras.tree.flatten(call_model(model, x))
+            target = tf.add_n([tf.reduce_sum(tf.cast(y, "float32")) for y in outputs])
+        gradients = tape.gradient(target, model.trainable_variables)
+        pairs = zip(model.trainable_variables, gradients, strict=True)
+        hidden.update(id(v) for v, g in pairs if g is not None)
+        nested.update(id(use.layer) for use in uses if use.output.graph is not graph)
+
+    with tf.init_scope():
+        tf.function(trace, autograph=False).get_concrete_function(specs)
+    return hidden, nested

@@ -1,0 +1,168 @@
+"""Per-example gradients of one layer, from its inputs and the gradient of its pre-activation.
+
+A rule is a pure function `(layer, use, d, conv) -> {attribute: block}`: `use.inputs` is what the
+layer was called with (M examples first); `d`, of the shape of the layer's pre-activation, is M
+times the gradient of the batch loss with respect to it, so that its i-th row makes g_i; `conv` is
+"exact" or "uncorrelated". `blocks.py` has the forms that a block can take.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients import convolutions
+from keras_noisylb.gradients.blocks import Outer, Pieces, Rows, offset, positions
+from keras_noisylb.layers import GhostBatchNormalization
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRule:
+    """How the layerwise engine treats the layers of one class.
+
+    Args:
+        gradients: function `(layer, use, d, conv) -> {attribute: block}`.
+        variables: names of the layer's attributes that the rule covers.
+        applies: function `layer -> bool`, false for configurations that the rule cannot treat.
+    """
+
+    gradients: Callable
+    variables: tuple[str, ...]
+    applies: Callable = lambda layer: True
+
+    def covered(self, layer):
+        """`{attribute: variable}` for the layer's trainable variables that the rule covers."""
+        if not self.applies(layer):
+            return {}
+        named = {name: getattr(layer, name, None) for name in self.variables}
+        return {n: v for n, v in named.items() if isinstance(v, keras.Variable) and v.trainable}
+
+
+class LayerRules:
+    """Rules by layer class. A subclass has no rule unless it is registered: it may differ."""
+
+    def __init__(self):
+        self._rules = {}
+
+    def register(self, layer_class, rule):
+        """Use `rule` for layers whose class is exactly `layer_class`."""
+        self._rules[layer_class] = rule
+
+    def get(self, layer):
+        """The rule for `layer`, or `None`."""
+        return self._rules.get(type(layer))
+
+
+def dense(layer, use, d, conv):
+    a = tf.cast(use.inputs, d.dtype)
+    if len(a.shape) == 2:
+        kernel = Outer(a, d)
+    else:
+        kernel = Pieces(lambda: [tf.matmul(positions(a), positions(d), transpose_a=True)])
+    return {"kernel": kernel, "bias": offset(d, d.shape[-1:])}
+
+
+def _einsum_labels(layer):
+    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
+    kernel, _, output = rest.partition("->")
+    return inputs, kernel, output
+
+
+def _einsum_applies(layer):
+    inputs, kernel, output = _einsum_labels(layer)
+    return inputs[0].isalpha() and inputs[0] == output[0] and inputs[0] not in kernel
+
+
+def einsum_dense(layer, use, d, conv):
+    a = tf.cast(use.inputs, d.dtype)
+    inputs, kernel, output = _einsum_labels(layer)
+    unused = [label for label in "ABCDEFGHIJ" if label not in layer.equation]
+    dots = "".join(unused[: len(a.shape) - len(inputs.replace("...", ""))])
+    equation = f"{inputs},{output}->{inputs[0]}{kernel}".replace("...", dots)
+    blocks = {"kernel": Pieces(lambda: [tf.einsum(equation, a, d)])}
+    if layer.bias is not None:
+        blocks["bias"] = offset(d, layer.bias.shape)
+    return blocks
+
+
+def embedding(layer, use, d, conv):
+    batch = tf.shape(d)[0]
+    ids = tf.reshape(tf.cast(use.inputs, "int32"), (batch, -1))
+    return {"embeddings": Rows(ids, tf.reshape(d, (batch, -1, d.shape[-1])), layer.input_dim)}
+
+
+def normalization(*, scale, shift=None):
+    """The rule of a layer that multiplies normalised inputs by one variable and adds another.
+
+    Args:
+        scale: name of the variable that multiplies.
+        shift: name of the variable that is added, if there is one.
+
+    Returns:
+        A `LayerRule`.
+    """
+
+    def gradients(layer, use, d, conv):
+        gain = getattr(layer, scale, None)
+        bias = getattr(layer, shift, None) if shift else None
+        # What the layer gives with a scale of one and no shift are its normalised inputs; the scope
+        # also keeps this second call from moving the statistics once more.
+        substitutes = [(v, tf.ones(v.shape, v.dtype)) for v in (gain,) if v is not None]
+        substitutes += [(v, tf.zeros(v.shape, v.dtype)) for v in (bias,) if v is not None]
+        with keras.StatelessScope(state_mapping=substitutes):
+            normalized = tf.cast(layer.call(use.inputs, **use.kwargs), d.dtype)
+        blocks = {}
+        for name, variable, gradient in ((scale, gain, d * normalized), (shift, bias, d)):
+            if variable is not None:
+                blocks[name] = offset(*_trailing(layer, gradient, variable))
+        return blocks
+
+    return LayerRule(gradients, (scale, shift) if shift else (scale,))
+
+
+def _trailing(layer, gradient, variable):
+    """Bring the axes that the variable varies along to the end."""
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    rank = len(gradient.shape)
+    axes = [axis % rank for axis in axes]
+    others = [axis for axis in range(rank) if axis not in axes]
+    return tf.transpose(gradient, others + axes), tuple(variable.shape)
+
+
+def default_rules():
+    """Rules for the layers of Keras, and of this package, that can be treated layer by layer.
+
+    Returns:
+        A new `LayerRules`.
+    """
+    rules = LayerRules()
+    layers = keras.layers
+    rules.register(layers.Dense, LayerRule(dense, ("kernel", "bias")))
+    rules.register(
+        layers.EinsumDense, LayerRule(einsum_dense, ("kernel", "bias"), _einsum_applies)
+    )
+    rules.register(layers.Embedding, LayerRule(embedding, ("embeddings",)))
+    for layer_class in (layers.Conv1D, layers.Conv2D):
+        rules.register(layer_class, LayerRule(convolutions.conv, ("kernel", "bias")))
+    rules.register(
+        layers.DepthwiseConv2D, LayerRule(convolutions.depthwise_conv, ("kernel", "bias"))
+    )
+    rules.register(
+        layers.SeparableConv2D,
+        LayerRule(
+            convolutions.separable_conv, ("depthwise_kernel", "pointwise_kernel", "bias")
+        ),
+    )
+    for layer_class in (
+        layers.BatchNormalization,
+        GhostBatchNormalization,
+        layers.LayerNormalization,
+        layers.GroupNormalization,
+    ):
+        rules.register(layer_class, normalization(scale="gamma", shift="beta"))
+    rules.register(layers.RMSNormalization, normalization(scale="scale"))
+    return rules
+
+
+RULES = default_rules()

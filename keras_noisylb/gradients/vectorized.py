@@ -1,0 +1,197 @@
+"""Per-example statistics by `tf.vectorized_map` over single examples: the reference engine.
+
+The model runs on the whole batch first, which gives every example its gradient at the outputs and
+records what couples examples or is random: the ghost batch statistics and the dropout masks. Then
+each example is differentiated alone with these frozen. On a model with Ghost BN that is the
+gradient of ℓ_i at fixed statistics, not the contribution through them that `layerwise` computes.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.chunks import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.objective import Recorded, batch_gradients, batch_size, statistics_dtype
+from keras_noisylb.gradients.taps import all_layers, intercept
+from keras_noisylb.layers import GhostBatchNormalization
+
+MASKS = (
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+
+
+def check_supported(model):
+    """Refuse models whose examples cannot be differentiated alone.
+
+    Args:
+        model: the model.
+
+    Raises:
+        ValueError: naming the layer, why, and what to do.
+    """
+    for layer in all_layers(model):
+        what = f"the vectorized_map engine cannot treat the {type(layer).__name__} {layer.name!r}"
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            raise ValueError(
+                f"{what}: in training it normalises every example by the whole batch. Replace it "
+                "by ghost batch normalisation, keras_noisylb.replace_batch_norm(model, "
+                "ghost_batch_size), or freeze it with layer.trainable = False."
+            )
+        if isinstance(layer, keras.layers.MultiHeadAttention):
+            raise ValueError(
+                f"{what}: TensorFlow's vectorized_map crashes on attention. Its layers have rules, "
+                'so use engine="layerwise".'
+            )
+        random = isinstance(getattr(layer, "seed_generator", None), keras.random.SeedGenerator)
+        if random and not isinstance(layer, MASKS) and getattr(layer, "rate", 1) != 0:
+            raise ValueError(
+                f"{what}: its random numbers cannot be repeated for single examples. Use "
+                'engine="layerwise", or move the layer into the input pipeline.'
+            )
+
+
+def _record(saved):
+    """A handler that appends what `_replay` needs to `saved`, examples first."""
+
+    def handler(layer, call, inputs, **kwargs):
+        if isinstance(layer, GhostBatchNormalization):
+            saved.append(layer.ghost_statistics(inputs))
+            return call(inputs, **kwargs)
+        mask = call(tf.ones_like(inputs), **kwargs)
+        saved.append((mask,))
+        return inputs * mask
+
+    return handler
+
+
+def _replay(saved):
+    """A handler that repeats recorded calls for one example, given its rows of `saved`."""
+    rows = iter(saved)
+
+    def handler(layer, call, inputs, **kwargs):
+        row = [value[None] for value in next(rows)]
+        if isinstance(layer, GhostBatchNormalization):
+            return layer.scale_and_shift(layer.normalize(inputs, *row))
+        return inputs * row[0]
+
+    return handler
+
+
+class Batch:
+    """A batch that went through the model with everything recorded that couples its examples.
+
+    Args:
+        objective: an `Objective`.
+        x: inputs.
+        y: targets.
+        sample_weight: weights, or `None`.
+    """
+
+    def __init__(self, objective, x, y, sample_weight):
+        model = objective.model
+        check_supported(model)
+        self.model, self.x, self.num_examples, self.saved = model, x, batch_size(x), []
+        self.replayed = [
+            layer
+            for layer in all_layers(model)
+            if isinstance(layer, MASKS)
+            or (isinstance(layer, GhostBatchNormalization) and layer.trainable)
+        ]
+        self.tape = tf.GradientTape(persistent=True)
+        with intercept(self.replayed, _record(self.saved)), self.tape:
+            evaluated = objective.evaluate(x, y, sample_weight)
+        self.y_pred, self.loss, self.data_loss, self.extra_loss = evaluated
+
+    def arrays(self):
+        """All that `one_example` needs of each example, examples first: inputs, output gradients,
+        recorded values."""
+        outputs = keras.tree.flatten(self.y_pred)
+        gradients = self.tape.gradient(
+            self.data_loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return keras.tree.flatten(self.x), gradients, self.saved
+
+    def one_example(self, example):
+        """g_i / M from one example's rows of `arrays`: a list aligned with the variables."""
+        x, output_gradients, saved = example
+        inputs = keras.tree.pack_sequence_as(self.x, [leaf[None] for leaf in x])
+        values = [tf.identity(v.value) for v in self.model.trainable_variables]
+        state = [v.value for v in self.model.non_trainable_variables]
+        with intercept(self.replayed, _replay(saved)), tf.GradientTape() as tape:
+            tape.watch(values)
+            outputs, _ = self.model.stateless_call(values, state, inputs, training=True)
+            outputs = keras.tree.flatten(outputs)
+        return tape.gradient(
+            outputs,
+            values,
+            output_gradients=[g[None] for g in output_gradients],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+
+    def per_example(self, arrays):
+        """g_i for the examples in `arrays`: one tensor (M, *variable.shape) for each variable."""
+        gradients = tf.vectorized_map(self.one_example, arrays)
+        dtypes = [statistics_dtype(v) for v in self.model.trainable_variables]
+        return [
+            tf.cast(g, dtype) * tf.cast(self.num_examples, dtype)
+            for g, dtype in zip(gradients, dtypes, strict=True)
+        ]
+
+
+def squares(objective, x, y, sample_weight, max_examples=None):
+    """Run a batch and prepare the mean over its examples of g_i², per coordinate.
+
+    Args:
+        objective: an `Objective`.
+        x: inputs, M examples first.
+        y: targets.
+        sample_weight: weights, or `None`.
+        max_examples: take the mean over the first so many examples only; `None` for all.
+
+    Returns:
+        A `Recorded`.
+
+    Raises:
+        ValueError: for a model whose examples cannot be differentiated alone.
+    """
+    batch = Batch(objective, x, y, sample_weight)
+    variables = objective.variables
+
+    def gradients():
+        return batch_gradients(batch.tape, objective, batch.data_loss, batch.extra_loss)
+
+    def statistics():
+        count = batch.num_examples
+        arrays = batch.arrays()
+        if max_examples is not None:
+            count = tf.minimum(count, max_examples)
+            arrays = keras.tree.map_structure(lambda array: array[:count], arrays)
+        flat = keras.tree.flatten(arrays)
+
+        def chunk_sums(slices, keep):
+            per_example = batch.per_example(keras.tree.pack_sequence_as(arrays, slices))
+            return [
+                tf.reduce_sum(tf.where(_column(keep, g), tf.square(g), 0), axis=0)
+                for g in per_example
+            ]
+
+        like = [(v.shape, statistics_dtype(v)) for v in variables]
+        elements = sum(v.shape.num_elements() for v in variables)
+        sums = sum_over_chunks(chunk_sums, flat, count, chunk_size(elements, "float32"), like)
+        means = [tf.math.divide_no_nan(s, tf.cast(count, s.dtype)) for s in sums]
+        return gradients(), means
+
+    return Recorded(batch.y_pred, batch.loss, gradients, statistics)
+
+
+def _column(keep, like):
+    return tf.reshape(keep, (-1, *[1] * (len(like.shape) - 1)))
+
+
+def per_example_gradients(objective, x, y, sample_weight):
+    """The per-example gradients themselves, shape (M, *variable.shape) for each variable."""
+    batch = Batch(objective, x, y, sample_weight)
+    return batch.per_example(batch.arrays())

@@ -1,0 +1,1 @@
+"""Ordinary Keras models."""
