@@ -38,11 +38,13 @@ class Objective:
         model: the model; its layers may be tapped.
         total_loss: function `(x, y, y_pred, sample_weight) -> scalar`, regularisers included.
         scale: function applied to every loss before it is differentiated (loss scaling).
+        extra_weight: what `total_loss` multiplies the model's own losses by: 1 / R on R replicas.
     """
 
     model: keras.Model
     total_loss: Callable
     scale: Callable = lambda loss: loss
+    extra_weight: float = 1.0
 
     @property
     def variables(self):
@@ -66,6 +68,7 @@ class Objective:
         if not self.model.losses:
             return y_pred, loss, self.scale(loss), None
         extra = tf.add_n([tf.reduce_sum(tf.cast(term, loss.dtype)) for term in self.model.losses])
+        extra = extra * tf.cast(self.extra_weight, extra.dtype)
         return y_pred, loss, self.scale(loss - extra), self.scale(extra)
 
 

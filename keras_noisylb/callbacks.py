@@ -1,0 +1,61 @@
+"""Callbacks around the noise."""
+
+import math
+
+import keras
+
+from keras_noisylb.optimizer import find_noisy
+
+
+class NoiseTermination(keras.callbacks.Callback):
+    """Ends the noise after a fraction of training, as the paper does after a quarter (A.7).
+
+    The step at which the noise ends is computed from the epochs and steps of `fit` when the first
+    epoch starts; with data of unknown length, the noise ends with the first epoch that starts
+    after the fraction. A resumed run ends it at the same step as an uninterrupted one.
+
+    Args:
+        fraction: between 0 (no noise) and 1 (noise throughout).
+
+    Raises:
+        ValueError: if `fraction` is not in [0, 1], or the model's optimizer is not a
+            `NoisyOptimizer`.
+
+    Example:
+
+    ```python
+    model.fit(x, y, epochs=20, callbacks=[keras_noisylb.NoiseTermination(fraction=0.25)])
+    ```
+    """
+
+    def __init__(self, fraction=0.25):
+        super().__init__()
+        if not 0 <= fraction <= 1:
+            raise ValueError(
+                f"`fraction` must be a part of training, from 0 to 1. Received: fraction={fraction}"
+            )
+        self.fraction = fraction
+
+    def on_train_begin(self, logs=None):
+        self._known = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        noisy = find_noisy(self.model.optimizer)
+        if noisy is None:
+            raise ValueError(
+                "NoiseTermination needs a model compiled with a NoisyOptimizer. "
+                f"Received: {self.model.optimizer!r}"
+            )
+        if self._known:
+            return
+        updates = int(keras.ops.convert_to_numpy(noisy.iterations))
+        epochs, steps = self.params["epochs"], self.params.get("steps")
+        if steps is not None:
+            accumulated = noisy.inner_optimizer.gradient_accumulation_steps or 1
+            before = updates - epoch * steps // accumulated
+            total = epochs * steps // accumulated
+            noisy.noise_steps = max(before + math.ceil(self.fraction * total), 0)
+            self._known = True
+        elif epoch >= self.fraction * epochs:
+            noisy.noise_steps = updates
+            self._known = True

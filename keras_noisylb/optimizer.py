@@ -1,0 +1,177 @@
+"""The optimizer wrapper: which noise, when, and with which random numbers."""
+
+import random
+
+import keras
+
+from keras_noisylb.noise import Noise
+
+NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
+
+
+@keras.saving.register_keras_serializable(package="keras_noisylb")
+class NoisyOptimizer(keras.optimizers.Optimizer):
+    """Wraps a Keras optimizer and says what noise `NoisyModel` adds to each gradient.
+
+    The gradient with its noise is handed to `inner_optimizer`, so momentum accumulates the noise,
+    and clipping and weight decay act on it as on any gradient. The noise is drawn from `seed` and
+    the step count alone: the same seed gives the same noise, also in a run that was stopped and
+    resumed.
+
+    Args:
+        inner_optimizer: the `keras.optimizers.Optimizer` that makes the updates.
+        noise: the noise to add, for example `DiagonalFisher(small_batch_size=128)`.
+        noise_steps: number of updates after which the noise ends; `None` for never. Can be
+            assigned during training.
+        placement: where the noise enters: `"gradient"`, the gradient that `inner_optimizer` gets.
+        seed: integer; `None` draws one, which `get_config` then holds.
+        name: name of the optimizer.
+
+    Raises:
+        ValueError: for an optimizer that is not Keras' or scales the loss, something that is not a
+            noise, or a number of steps that is not a non-negative integer.
+
+    Example:
+
+    ```python
+    model = keras_noisylb.NoisyModel(model)
+    model.compile(
+        keras_noisylb.NoisyOptimizer(
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            noise=keras_noisylb.DiagonalFisher(small_batch_size=128),
+        ),
+        loss="mse",
+    )
+    model.fit(x, y, batch_size=4096)
+    ```
+    """
+
+    def __init__(
+        self,
+        inner_optimizer,
+        noise,
+        noise_steps=None,
+        placement="gradient",
+        seed=None,
+        name="noisy_optimizer",
+    ):
+        if isinstance(inner_optimizer, (keras.optimizers.LossScaleOptimizer, NoisyOptimizer)):
+            raise ValueError(
+                f"NoisyOptimizer cannot wrap a {type(inner_optimizer).__name__}. Pass the plain "
+                "optimizer; to scale the loss, wrap it all: "
+                "LossScaleOptimizer(NoisyOptimizer(SGD(...), ...))."
+            )
+        if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "`inner_optimizer` must be a keras.optimizers.Optimizer, such as "
+                f"keras.optimizers.SGD(0.1). Received: {inner_optimizer!r}"
+            )
+        if not isinstance(noise, Noise):
+            raise ValueError(
+                "`noise` must be a noise of keras_noisylb, such as DiagonalFisher("
+                f"small_batch_size=128). Received: {noise!r}"
+            )
+        if placement != "gradient":
+            raise ValueError(f'`placement` must be "gradient". Received: placement={placement!r}')
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = inner_optimizer
+        self.noise = noise
+        self.placement = placement
+        self.seed = random.randrange(2**31) if seed is None else seed
+        self.has_statistics = False
+        self._noise_steps = self.add_variable(
+            (), dtype="int32", aggregation="only_first_replica", name="noise_steps"
+        )
+        self.noise_steps = noise_steps
+
+    @property
+    def noise_steps(self):
+        """Number of updates after which the noise ends, or `None` for never."""
+        steps = int(keras.ops.convert_to_numpy(self._noise_steps))
+        return None if steps == NEVER else steps
+
+    @noise_steps.setter
+    def noise_steps(self, steps):
+        if steps is not None and (int(steps) != steps or steps < 0):
+            raise ValueError(
+                "`noise_steps` must be a non-negative integer, or None for noise that never ends. "
+                f"Received: noise_steps={steps!r}"
+            )
+        self._noise_steps.assign(NEVER if steps is None else int(steps))
+
+    @property
+    def noise_on(self):
+        """Scalar boolean tensor: whether the coming update gets noise."""
+        return keras.ops.less(keras.ops.cast(self.iterations, "int32"), self._noise_steps)
+
+    @property
+    def micro_steps(self):
+        """Number of batches seen, which exceeds `iterations` where gradients are accumulated."""
+        return self._iterations
+
+    def build(self, variables):
+        if self.built:
+            return
+        self.inner_optimizer.build(variables)
+        super().build(variables)
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.has_statistics:
+            raise RuntimeError(
+                "NoisyOptimizer was compiled into a model that does not give it gradient "
+                "statistics, so it would train without the noise. Wrap the model: "
+                "keras_noisylb.NoisyModel(model).compile(...). In a custom loop use "
+                "keras_noisylb.noisy_gradients and the plain optimizer."
+            )
+        if not self.built:
+            self.build(list(trainable_variables))
+        self.inner_optimizer.apply(grads, trainable_variables)
+        self._iterations.assign_add(1)
+
+    @property
+    def variables(self):
+        return [*self._variables, *self.inner_optimizer.variables]
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def get_config(self):
+        return {
+            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "noise": keras.saving.serialize_keras_object(self.noise),
+            "noise_steps": self.noise_steps,
+            "placement": self.placement,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for name in ("inner_optimizer", "noise"):
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+
+def find_noisy(optimizer):
+    """The `NoisyOptimizer` in `optimizer` or among those that it wraps, or `None`."""
+    while optimizer is not None and not isinstance(optimizer, NoisyOptimizer):
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return optimizer
