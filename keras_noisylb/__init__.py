@@ -4,9 +4,41 @@ import keras
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
-        f"keras_noisylb needs Keras' TensorFlow backend, but Keras runs on "
+        "keras_noisylb needs Keras' TensorFlow backend, but Keras runs on "
         f"{keras.backend.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow "
         "before Keras is imported."
     )
 
+from keras_noisylb import data, gradients, models, noise, schedules
+from keras_noisylb.callbacks import NoiseTermination
+from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
+from keras_noisylb.noise import DiagonalFisher, noise_scale
+from keras_noisylb.optimizer import NoisyOptimizer
+from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling
+from keras_noisylb.training import NoisyModel, noisy_gradients
+
 __version__ = "0.1.0"
+
+__all__ = [
+    # training with noise
+    "NoisyModel",
+    "NoisyOptimizer",
+    "noisy_gradients",
+    # noises
+    "DiagonalFisher",
+    "noise",
+    "noise_scale",
+    # callbacks and schedules
+    "NoiseTermination",
+    "WarmupStepDecay",
+    "linear_scaling",
+    "schedules",
+    "sqrt_scaling",
+    # layers and models
+    "GhostBatchNormalization",
+    "models",
+    "replace_batch_norm",
+    # statistics and data
+    "data",
+    "gradients",
+]

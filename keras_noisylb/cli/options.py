@@ -1,0 +1,156 @@
+"""The options of `noisylb compare` and `noisylb train`, listed once for both and for the runner."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed, not what is run
+DEFAULT_LEARNING_RATES = {"sb": 0.01, "lb": 0.03}
+
+
+def option(default, help_text):
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained, on what, and how.
+
+    Every field is an option of the command line of the same name; its metadata holds the help.
+
+    Raises:
+        ValueError: for a value that no run could use. The message says what was received, what was
+            expected and the mend.
+
+    Example:
+
+    ```python
+    results = keras_noisylb.paper.compare.compare(Options(epochs=10, seeds="1"))
+    ```
+    """
+
+    regimes: str = option("sb,lb,lb-diagonal", "Regimes to train, separated by commas.")
+    model: str = option("lenet", "Model, one of keras_noisylb.models.")
+    dataset: str = option("fashion_mnist_small", "Data set, one of keras_noisylb.data.")
+    data_dir: str | None = option(None, "Folder of the prepared TFDS data sets.")
+    large_batch_size: int = option(1000, "Batch size of the large-batch regimes.")
+    small_batch_size: int = option(50, "Batch size of SB, and the one that the noise imitates.")
+    epochs: int = option(20, "Epochs, the same for every regime.")
+    learning_rate: str = option(
+        "sb=0.01,lb=0.03",
+        "Peak learning rate of each regime, as sb=0.01,lb=0.03, or one number for all. "
+        "Large-batch regimes that are not named take that of lb.",
+    )
+    momentum: float = option(0.9, "Momentum of SGD.")
+    warmup_fraction: float = option(0.05, "Part of the training with linear warm-up.")
+    noise_fraction: float = option(0.25, "Part of the training with noise.")
+    multiplier: float = option(1.0, "λ: the noise is multiplied by it.")
+    conv: str = option("exact", "Formula for convolutions: exact or uncorrelated.")
+    engine: str = option("auto", "Engine of the noise: auto, layerwise or vectorized_map.")
+    max_examples: int | None = option(None, "Examples per batch that estimate the noise (all).")
+    normalization: str | None = option(None, "Normalization of the model (the model's own default).")
+    ghost_batch_size: int | None = option(None, "Ghost batch size (the small batch size).")
+    l2: float = option(0.0, "L2 penalty of the model's weights.")
+    augment: bool = option(False, "Augment the training images: random crop and flip.")
+    train_size: int | None = option(None, "Train on so many examples, all classes alike (all).")
+    validation_fraction: float = option(
+        0.0, "Report on this part of the training set, held out, instead of the test set."
+    )
+    seeds: str = option("3", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
+    output: str = option("results/compare", "Folder of the results; continues what lies there.")
+    quiet: bool = option(False, "No progress bars.")
+
+    def __post_init__(self):
+        for name, lowest in (
+            ("large_batch_size", 1),
+            ("small_batch_size", 1),
+            ("epochs", 1),
+            ("max_examples", 1),
+            ("ghost_batch_size", 1),
+            ("train_size", 1),
+            ("momentum", 0),
+            ("multiplier", 0),
+            ("l2", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < math.inf:
+                self.refuse(name, f"a number that is {lowest} or more")
+        for name in ("warmup_fraction", "noise_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                self.refuse(name, "a number from 0 to 1")
+        if not 0 <= self.validation_fraction < 1:
+            self.refuse("validation_fraction", "a number from 0 (the test set) to below 1")
+        if not self.momentum < 1:
+            self.refuse("momentum", "a number from 0 to below 1")
+        if self.conv not in {"exact", "uncorrelated"}:
+            self.refuse("conv", "exact or uncorrelated")
+        if self.engine not in {"auto", "layerwise", "vectorized_map"}:
+            self.refuse("engine", "auto, layerwise or vectorized_map")
+        if self.small_batch_size >= self.large_batch_size:
+            self.refuse(
+                "large_batch_size", f"more than small_batch_size={self.small_batch_size}"
+            )
+        if not self.regime_names or len(set(self.regime_names)) < len(self.regime_names):
+            self.refuse("regimes", "different names separated by commas, as in sb,lb,lb-diagonal")
+        self.seed_list  # noqa: B018 -- refuses what it cannot read
+        self.learning_rates  # noqa: B018
+
+    def refuse(self, name, expected):
+        """Raise the error for one option.
+
+        Args:
+            name: the field.
+            expected: the values that are possible, in words.
+
+        Raises:
+            ValueError: always.
+        """
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{flag} received {getattr(self, name)!r}, expected {expected}. Change {flag}."
+        )
+
+    @property
+    def regime_names(self):
+        """The names of the regimes, in order."""
+        return tuple(name.strip() for name in self.regimes.split(",") if name.strip())
+
+    @property
+    def seed_list(self):
+        """The seeds, in order."""
+        try:
+            seeds = tuple(int(seed) for seed in self.seeds.split(",") if seed.strip())
+        except ValueError:
+            seeds = ()
+        if "," not in self.seeds and seeds:
+            seeds = tuple(range(seeds[0]))
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
+            self.refuse("seeds", "a positive number of seeds, or a list of different seeds (4,7)")
+        return seeds
+
+    @property
+    def learning_rates(self):
+        """The learning rates by regime, of those regimes that have one of their own."""
+        try:
+            if "=" not in self.learning_rate:
+                rate = float(self.learning_rate)
+                rates = {"sb": rate, "lb": rate}
+            else:
+                pairs = (pair.split("=") for pair in self.learning_rate.split(",") if pair.strip())
+                named = {name.strip(): float(rate) for name, rate in pairs}
+                rates = {**DEFAULT_LEARNING_RATES, **named}
+        except ValueError:
+            rates = {}
+        if not rates or not all(0 < rate < math.inf for rate in rates.values()):
+            self.refuse("learning_rate", "positive numbers, as in sb=0.01,lb=0.03, or one number")
+        return rates
+
+    def resolved(self):
+        """All options as plain data in one spelling, for the record of a run."""
+        values = dataclasses.asdict(self)
+        values["regimes"] = list(self.regime_names)
+        values["seeds"] = list(self.seed_list)
+        values["learning_rate"] = self.learning_rates
+        if self.ghost_batch_size is None:
+            values["ghost_batch_size"] = self.small_batch_size
+        return values

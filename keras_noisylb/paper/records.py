@@ -1,0 +1,155 @@
+"""The folder of a run: what is written, and how it is found again after an interruption."""
+
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+
+
+class CompareError(Exception):
+    """A comparison that cannot be run as asked; the message says why and what to change."""
+
+
+def plain(value):
+    """A value as JSON can hold it: numbers that are not finite become `None`.
+
+    Args:
+        value: numbers, strings, lists and dictionaries, nested.
+    """
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_text(path, text):
+    """Write a file so that a reader finds the old or the new text, never a part.
+
+    Args:
+        path: of the file.
+        text: what it shall hold.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path, value):
+    """Write plain data as JSON, by `write_text`.
+
+    Args:
+        path: of the file.
+        value: what it shall hold.
+    """
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def set_aside(path, say):
+    """Rename a file that cannot be used, without overwriting one that was set aside before.
+
+    Args:
+        path: of the file.
+        say: function that prints a line.
+    """
+    for number in range(1000):
+        target = path.with_name(f"{path.name}.corrupt{number or ''}")
+        if not target.exists():
+            os.replace(path, target)
+            say(f"{path} cannot be read; it was renamed to {target.name} and its run starts again.")
+            return
+
+
+def read_json(path, required, say):
+    """Read a JSON object; one that is damaged is set aside.
+
+    Args:
+        path: of the file.
+        required: the keys that it must have.
+        say: function that prints a line.
+
+    Returns:
+        The object, or `None` if there is none that can be used.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or not set(required) <= value.keys():
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        set_aside(path, say)
+        return None
+    return value
+
+
+def versions():
+    """The versions of what a result depends on, and the git revision of the source if it has one."""
+    packages = {
+        name: metadata.version(name) for name in ("keras", "tensorflow", "keras-noisylb", "numpy")
+    }
+    folder = pathlib.Path(__file__).parent
+    try:
+        git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+        # A file that git does not know lies in site-packages of someone else's repository.
+        known = ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"]
+        subprocess.run(known, capture_output=True, check=True, timeout=10)
+        revision = subprocess.run(git, capture_output=True, check=True, timeout=10, text=True)
+        revision = revision.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        revision = None
+    return {**packages, "python": platform.python_version(), "git_revision": revision}
+
+
+def open_folder(folder, options, uncompared):
+    """Make the folder of a run, or check that the one found belongs to the same options.
+
+    Args:
+        folder: `pathlib.Path`.
+        options: dictionary of the resolved options.
+        uncompared: names of the options that may differ.
+
+    Raises:
+        CompareError: if the folder holds a run of other options; nothing in it is changed.
+    """
+    path = folder / "config.json"
+    options = json.loads(json.dumps(plain(options)))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["options"]
+            names = [*dict.fromkeys([*options, *found])]
+        except (ValueError, KeyError, TypeError):
+            raise CompareError(
+                f"{path} cannot be read, so it is not known what the results beside it are. "
+                "Choose another --output, or move that folder away."
+            ) from None
+        differing = [
+            f"{name} (there {found.get(name)!r}, now {options.get(name)!r})"
+            for name in names
+            if name not in uncompared and found.get(name) != options.get(name)
+        ]
+        if differing:
+            raise CompareError(
+                f"{folder} holds a run of other options: {'; '.join(differing)}. "
+                "Choose another --output, or repeat that run's options to continue it."
+            )
+        write_probe(folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"options": options, "versions": versions()})
+
+
+def write_probe(folder):
+    """Fail before the training, not after its first epoch, where nothing can be written.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink()
