@@ -31,6 +31,15 @@ def fail(error):
     raise typer.Exit(2)
 
 
+def show_warning(message, *_, **__):
+    """Show a warning in one line, without the place in the code.
+
+    Args:
+        message: the warning.
+    """
+    typer.echo(f"noisylb: {message}", err=True)
+
+
 def run(values):
     """Run a comparison with the values of the command line.
 
@@ -50,9 +59,10 @@ def run(values):
         from keras_noisylb.paper import compare
     except ImportError as error:
         fail(error)
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"noisylb: {message}", err=True)
     try:
-        compare.compare(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            compare.compare(options)
     except (compare.CompareError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -78,9 +88,7 @@ def command(name, help_text, **changes):
     parameters = []
     for field in dataclasses.fields(Options):
         flag = "--" + field.name.replace("_", "-")
-        flag, default, text = changes.get(
-            field.name, (flag, field.default, field.metadata["help"])
-        )
+        flag, default, text = changes.get(field.name, (flag, field.default, field.metadata["help"]))
         kind = Annotated[field.type, typer.Option(flag, help=text)]
         parameters.append(
             inspect.Parameter(

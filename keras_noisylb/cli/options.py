@@ -4,11 +4,16 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed, not what is run
 DEFAULT_LEARNING_RATES = {"sb": 0.01, "lb": 0.03}
 
 
 def option(default, help_text):
+    """A field of `Options` with its help.
+
+    Args:
+        default: its value where none is given.
+        help_text: what the command line says of it.
+    """
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
@@ -48,7 +53,7 @@ class Options:
     conv: str = option("exact", "Formula for convolutions: exact or uncorrelated.")
     engine: str = option("auto", "Engine of the noise: auto, layerwise or vectorized_map.")
     max_examples: int | None = option(None, "Examples per batch that estimate the noise (all).")
-    normalization: str | None = option(None, "Normalization of the model (the model's own default).")
+    normalization: str = option("ghost", "Normalization of the model: ghost, batch or none.")
     ghost_batch_size: int | None = option(None, "Ghost batch size (the small batch size).")
     l2: float = option(0.0, "L2 penalty of the model's weights.")
     augment: bool = option(False, "Augment the training images: random crop and flip.")
@@ -56,7 +61,7 @@ class Options:
     validation_fraction: float = option(
         0.0, "Report on this part of the training set, held out, instead of the test set."
     )
-    seeds: str = option("3", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
+    seeds: str = option("1", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
     output: str = option("results/compare", "Folder of the results; continues what lies there.")
     quiet: bool = option(False, "No progress bars.")
 
@@ -86,10 +91,10 @@ class Options:
             self.refuse("conv", "exact or uncorrelated")
         if self.engine not in {"auto", "layerwise", "vectorized_map"}:
             self.refuse("engine", "auto, layerwise or vectorized_map")
+        if self.normalization not in {"ghost", "batch", "none"}:
+            self.refuse("normalization", "ghost, batch or none")
         if self.small_batch_size >= self.large_batch_size:
-            self.refuse(
-                "large_batch_size", f"more than small_batch_size={self.small_batch_size}"
-            )
+            self.refuse("large_batch_size", f"more than small_batch_size={self.small_batch_size}")
         if not self.regime_names or len(set(self.regime_names)) < len(self.regime_names):
             self.refuse("regimes", "different names separated by commas, as in sb,lb,lb-diagonal")
         self.seed_list  # noqa: B018 -- refuses what it cannot read

@@ -138,10 +138,10 @@ def _convolve(layer, operation, a, kernel):
     return operation(
         a,
         kernel,
-        strides=list(layer.strides),
+        strides=tuple(layer.strides),
         padding=padding,
         data_format="channels_last",
-        dilation_rate=list(layer.dilation_rate),
+        dilation_rate=tuple(layer.dilation_rate),
     )
 
 

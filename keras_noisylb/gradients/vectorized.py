@@ -45,6 +45,11 @@ def check_supported(model):
                 f"{what}: TensorFlow's vectorized_map crashes on attention. Its layers have rules, "
                 'so use engine="layerwise".'
             )
+        if getattr(layer, "groups", 1) > 1 and hasattr(layer, "kernel_size"):
+            raise ValueError(
+                f"{what}: TensorFlow's vectorized_map cannot differentiate grouped convolutions. "
+                'The layer has a rule, so use engine="layerwise".'
+            )
         random = isinstance(getattr(layer, "seed_generator", None), keras.random.SeedGenerator)
         if random and not isinstance(layer, MASKS) and getattr(layer, "rate", 1) != 0:
             raise ValueError(

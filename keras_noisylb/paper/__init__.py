@@ -1,0 +1,1 @@
+"""The paper's experiments: regimes, runs, tables and pictures."""

@@ -40,14 +40,15 @@ def write_text(path, text):
     os.replace(temporary, path)
 
 
-def write_json(path, value):
+def write_json(path, value, indent=1):
     """Write plain data as JSON, by `write_text`.
 
     Args:
         path: of the file.
         value: what it shall hold.
+        indent: spaces of one level, or `None` for a single line.
     """
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=indent, allow_nan=False) + "\n")
 
 
 def set_aside(path, say):
@@ -89,7 +90,7 @@ def read_json(path, required, say):
 
 
 def versions():
-    """The versions of what a result depends on, and the git revision of the source if it has one."""
+    """The versions of what a result depends on, and the git revision of the source, if any."""
     packages = {
         name: metadata.version(name) for name in ("keras", "tensorflow", "keras-noisylb", "numpy")
     }

@@ -19,7 +19,11 @@ class Regime:
     Example:
 
     ```python
-    REGIMES["lb-half"] = Regime("LB + half", "large", lambda options: DiagonalFisher(64, multiplier=0.5))
+    REGIMES["lb-hot"] = Regime(
+        "LB + double noise",
+        "large",
+        lambda options: DiagonalFisher(options.small_batch_size, multiplier=2.0),
+    )
     ```
     """
 
@@ -79,6 +83,9 @@ def choose(options):
                     f"Change {flag}."
                 )
     return {
-        name: (REGIMES[name], rates.get(name, rates["lb"] if REGIMES[name].batch == "large" else rates["sb"]))
+        name: (
+            REGIMES[name],
+            rates.get(name, rates["lb"] if REGIMES[name].batch == "large" else rates["sb"]),
+        )
         for name in options.regime_names
     }

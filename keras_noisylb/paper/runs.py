@@ -1,0 +1,243 @@
+"""One regime with one seed: trained, or continued, in a folder of its own."""
+
+import math
+import os
+import time
+
+import keras
+import numpy as np
+
+from keras_noisylb.optimizer import NoisyOptimizer
+from keras_noisylb.paper import records
+from keras_noisylb.schedules import WarmupStepDecay
+from keras_noisylb.training import NoisyModel
+
+HISTORY = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": [], "noise_steps": 0}
+RECORD = (
+    "diverged_epoch", "steps", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
+    "seconds", "step_seconds",
+)  # fmt: skip
+
+
+class Journal(keras.callbacks.Callback):
+    """Writes history and checkpoint after every epoch, and stops where the loss is not finite.
+
+    The history is the one file that says how far the run is: the checkpoint is written first, under
+    a name with its epoch, so a run killed at any moment finds a pair that belongs together. (Keras'
+    BackupAndRestore writes weights and epoch one after the other, and knows no history.)
+
+    Args:
+        folder: `pathlib.Path` of the run.
+        history: what the epochs so far have left, in the form of `HISTORY`.
+        num_examples: number of training examples.
+        batch_size: of the training.
+    """
+
+    def __init__(self, folder, history, num_examples, batch_size):
+        super().__init__()
+        self.folder, self.history = folder, history
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.diverged_epoch = None
+
+    def on_train_begin(self, logs=None):
+        self.history["first_steps"].append(len(self.history["batch_loss"]))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.seen, self.total = epoch, 0, 0.0
+        self.began = self.ended = time.perf_counter()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.step_began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Keras reports the mean over the epoch so far; the loss of this batch is what changed it.
+        mean = float(logs["loss"])
+        self.ended = time.perf_counter()
+        seen = min(self.seen + self.batch_size, self.num_examples)
+        loss = (mean * seen - self.total) / (seen - self.seen)
+        self.seen, self.total = seen, mean * seen
+        self.history["batch_loss"].append(loss)
+        self.history["step_seconds"].append(self.ended - self.step_began)
+        if not math.isfinite(loss):
+            self.diverged_epoch = self.epoch + 1
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        # "val" is Keras' word for whatever is looked at during training.
+        logs = {name.replace("val_", "test_"): float(value) for name, value in logs.items()}
+        seconds = self.ended - self.began
+        self.history["epochs"].append({"epoch": epoch + 1, **logs, "seconds": seconds})
+        if self.diverged_epoch is not None:
+            return  # nothing to continue from: `train` writes the history with the record
+        path = checkpoint(self.folder, epoch + 1)
+        temporary = path.with_name("unfinished.weights.h5")
+        self.model.save_weights(temporary, overwrite=True)
+        os.replace(temporary, path)
+        records.write_json(self.folder / "history.json", self.history, indent=None)
+        for old in self.folder.glob("checkpoint-*"):
+            if old != path:
+                old.unlink()
+
+
+def checkpoint(folder, epoch):
+    """The file with the state of the training after an epoch.
+
+    Args:
+        folder: `pathlib.Path` of the run.
+        epoch: number of finished epochs.
+    """
+    return folder / f"checkpoint-{epoch:04}.weights.h5"
+
+
+def compiled(network, regime, learning_rate, options, steps, seed):
+    """The network ready for `fit` under a regime.
+
+    Args:
+        network: a Keras model that gives logits.
+        regime: the `Regime`.
+        learning_rate: its peak learning rate.
+        options: the options of the run.
+        steps: number of updates of the whole training.
+        seed: of the noise.
+
+    Returns:
+        Tuple of the compiled model and the number of its updates with noise.
+    """
+    warmup = round(options.warmup_fraction * steps)
+    optimizer = keras.optimizers.SGD(
+        WarmupStepDecay(learning_rate, warmup, [steps // 2, steps * 3 // 4], 0.1),
+        momentum=options.momentum,
+    )
+    noise_steps = 0
+    if regime.noise is not None:
+        noise_steps = math.ceil(options.noise_fraction * steps)
+        optimizer = NoisyOptimizer(
+            optimizer, regime.noise(options), noise_steps=noise_steps, seed=seed
+        )
+    model = network if regime.noise is None else NoisyModel(network)
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model, noise_steps
+
+
+def resume(model, folder, say):
+    """Load the state after the last finished epoch.
+
+    Args:
+        model: the compiled model.
+        folder: `pathlib.Path` of the run.
+        say: function that prints a line.
+
+    Returns:
+        The history so far, empty where the training starts from its beginning.
+    """
+    path = folder / "history.json"
+    empty = {
+        key: list(value) if isinstance(value, list) else value for key, value in HISTORY.items()
+    }
+    history = records.read_json(path, HISTORY, say)
+    if history is None:
+        return empty
+    saved = checkpoint(folder, len(history["epochs"]))
+    try:
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(saved)
+    except (OSError, ValueError, KeyError) as error:
+        say(f"{saved} cannot be loaded ({type(error).__name__}): its run starts again.")
+        for damaged in (path, saved):
+            if damaged.exists():
+                records.set_aside(damaged, say)
+        return None
+    say(f"Continues after epoch {len(history['epochs'])}.")
+    return history
+
+
+def train(folder, build, regime, learning_rate, options, seed, data, say):
+    """Train one regime with one seed, unless its record says that this was done.
+
+    Args:
+        folder: `pathlib.Path` of the run; made if need be.
+        build: function without arguments that builds the network.
+        regime: the `Regime`.
+        learning_rate: its peak learning rate.
+        options: the options of the comparison.
+        seed: of initial weights, order of the data and noise.
+        data: the `Split` to train on and to report on.
+        say: function that prints a line.
+
+    Returns:
+        Tuple `(record, history)` of dictionaries.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = records.read_json(folder / "record.json", RECORD, say)
+    history = records.read_json(folder / "history.json", HISTORY, say)
+    if record is not None and history is not None:
+        say("Finished before; not trained again.")
+        return record, history
+    batch_size = regime.batch_size(options)
+    steps_per_epoch = -(-len(data.x_train) // batch_size)
+    steps = steps_per_epoch * options.epochs
+    history = None
+    while history is None:  # at most twice: a checkpoint that fails to load may have been half read
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(seed)
+        network = build()
+        model, noise_steps = compiled(network, regime, learning_rate, options, steps, seed)
+        history = resume(model, folder, say)
+    history["noise_steps"] = noise_steps
+    done = len(history["epochs"])
+    journal = Journal(folder, history, len(data.x_train), batch_size)
+    evaluation = {"batch_size": 1000, "verbose": 0}
+    if done < options.epochs:
+        model.fit(
+            data.batches(batch_size, seed, done, options.augment),
+            epochs=options.epochs,
+            initial_epoch=done,
+            validation_data=(data.x_test, data.y_test),
+            validation_batch_size=1000,
+            callbacks=[journal],
+            verbose=0 if options.quiet else 1,
+        )
+    train_loss, train_accuracy = model.evaluate(data.x_train, data.y_train, **evaluation)
+    test_loss, test_accuracy = model.evaluate(data.x_test, data.y_test, **evaluation)
+    diverged = journal.diverged_epoch
+    if diverged is None and not math.isfinite(train_loss + test_loss):
+        diverged = options.epochs
+    record = dict(
+        diverged_epoch=diverged,
+        steps=len(history["batch_loss"]),
+        train_loss=train_loss,
+        train_accuracy=train_accuracy,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        seconds=sum(epoch["seconds"] for epoch in history["epochs"]),
+        step_seconds=median_step(history),
+        seed=seed,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+    )
+    network.save(folder / "unfinished.keras")
+    os.replace(folder / "unfinished.keras", folder / "model.keras")
+    records.write_json(folder / "history.json", history, indent=None)
+    records.write_json(folder / "record.json", record)
+    for path in folder.glob("checkpoint-*"):
+        path.unlink()
+    return record, history
+
+
+def median_step(history):
+    """Median seconds of an update, of those with noise where there are any.
+
+    The first update after each start is left out: Keras builds its graph there.
+
+    Args:
+        history: in the form of `HISTORY`.
+    """
+    steps = history["step_seconds"]
+    if history["noise_steps"]:
+        steps = steps[: history["noise_steps"]]
+    kept = [s for number, s in enumerate(steps) if number not in history["first_steps"]]
+    return float(np.median(kept)) if kept else None

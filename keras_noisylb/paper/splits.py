@@ -1,0 +1,117 @@
+"""The examples of a comparison: to train on, and to report on."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_noisylb import data
+
+
+def stratified_order(labels):
+    """An order whose every beginning holds the classes in the proportions of the whole.
+
+    Args:
+        labels: integer array.
+
+    Returns:
+        Array of indices; within a class they keep their order.
+    """
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        places[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.argsort(places, kind="stable")
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches whose order depends on seed and epoch alone, so that a run can be resumed.
+
+    Args:
+        x: images.
+        y: labels.
+        batch_size: number of examples; the last batch of an epoch holds what remains.
+        seed: of the order.
+        epoch: the epoch that comes first.
+        augment: whether images are cropped and flipped.
+    """
+
+    def __init__(self, x, y, batch_size, seed, epoch=0, augment=False):
+        super().__init__()
+        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.epoch, self.augment = epoch, augment
+        self._shuffle()
+
+    def _shuffle(self):
+        self.order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.x))
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index):
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        images = self.x[chosen]
+        if self.augment:
+            seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2)
+            images = data.random_crop_flip(images, (seed % 2**31).astype("int32"))
+        return images, self.y[chosen]
+
+    def on_epoch_end(self):
+        self.epoch += 1
+        self._shuffle()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The arrays of a comparison; `x_test` is a part of the training set where options say so."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+
+    def batches(self, batch_size, seed, epoch, augment):
+        """The training batches from an epoch on.
+
+        Args:
+            batch_size: number of examples.
+            seed: of the order and the augmentation.
+            epoch: number of finished epochs.
+            augment: whether images are cropped and flipped.
+        """
+        return Batches(self.x_train, self.y_train, batch_size, seed, epoch, augment)
+
+
+def load(options):
+    """Load what the options ask for.
+
+    Args:
+        options: the options of the run.
+
+    Returns:
+        A `Split`.
+
+    Raises:
+        ValueError: if the data set is unknown or too small for the options.
+    """
+    (x_train, y_train), (x_test, y_test) = data.load(options.dataset, options.data_dir)
+    num_classes = data.info(options.dataset).num_classes
+    data.check_arrays(x_train, y_train)
+    if options.validation_fraction:
+        (x_train, y_train), (x_test, y_test) = data.split(
+            x_train, y_train, options.validation_fraction
+        )
+    size = options.train_size or len(x_train)
+    if size > len(x_train):
+        raise ValueError(
+            f"--train-size received {size}, expected at most {len(x_train)}, the training examples "
+            f"of {options.dataset} that are not held out. Lower --train-size."
+        )
+    if size <= options.small_batch_size:
+        raise ValueError(
+            f"--small-batch-size received {options.small_batch_size}, expected less than the "
+            f"{size} training examples. Lower --small-batch-size or raise --train-size."
+        )
+    kept = np.sort(stratified_order(y_train)[:size])
+    return Split(x_train[kept], y_train[kept], x_test, y_test, num_classes)

@@ -1,0 +1,100 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from noisylb import app
+from typer.testing import CliRunner
+
+SMALL = (
+    "--model mlp --normalization none --train-size 400 --large-batch-size 100 --learning-rate 0.01 "
+    "--seeds 1 --regimes lb"
+).split()
+LAUNCH = [sys.executable, "-c", "import noisylb; noisylb.main()"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+def test_help_loads_no_framework():
+    code = """
+import sys, noisylb
+try:
+    noisylb.main()
+finally:
+    print(sorted({"keras", "tensorflow", "keras_noisylb"} & set(sys.modules)))
+"""
+    for command in ([], ["compare"], ["train"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0
+        assert done.stdout.strip().endswith("[]")
+    assert "--noise-fraction" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--small-batch-size 2000", "--large-batch-size received 1000, expected more than"),
+        ("--epochs 0", "--epochs received 0, expected a number that is 1 or more"),
+        ("--momentum 1", "--momentum received 1.0"),
+        ("--learning-rate fast", "--learning-rate received 'fast'"),
+        ("--learning-rate sb=-1", "--learning-rate received 'sb=-1'"),
+        ("--learning-rate big=1", "--learning-rate received the regime 'big', expected one of sb"),
+        ("--noise-fraction nan", "--noise-fraction received nan"),
+        ("--seeds 0", "--seeds received '0'"),
+        ("--seeds 1,1", "--seeds received '1,1'"),
+        ("--regimes ,", "--regimes received ','"),
+        ("--regimes sb,huge", "--regimes received the regime 'huge', expected one of sb, lb"),
+        ("--model lenet5", "Unknown model 'lenet5'. Known models: "),
+        ("--dataset letters", "Unknown data set 'letters'. Known data sets: "),
+        ("--conv half", "--conv received 'half'"),
+        ("--conv uncorrelated --engine vectorized_map", "engine="),
+        ("--train-size 20000", "--train-size received 20000, expected at most 10000"),
+        ("--train-size 40", "--small-batch-size received 50, expected less than"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(tmp_path, arguments, words):
+    result = invoke("compare", "--output", str(tmp_path / "run"), *arguments.split())
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("noisylb: error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = invoke("compare", *SMALL, "--output", str(tmp_path / "file" / "run"))
+    assert result.exit_code == 2
+    assert str(tmp_path / "file") in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_train_runs_one_regime(tmp_path):
+    arguments = [a for a in SMALL if a not in {"--regimes", "lb"}]
+    folder = tmp_path / "run"
+    result = invoke("train", *arguments, "--epochs", "1", "--output", str(folder))
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["lb-diagonal-seed0"]
+    assert "4/4" in result.output and "LB + diagonal" in result.output
+
+
+def test_killed_run_continues(tmp_path):
+    folder = tmp_path / "run"
+    command = [*LAUNCH, "compare", *SMALL, "--epochs", "40", "--quiet", "--output", str(folder)]
+    history = folder / "lb-seed0" / "history.json"
+    with subprocess.Popen(command, env={**os.environ, "COLUMNS": "200"}) as process:
+        deadline = time.monotonic() + 60
+        while not history.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    done = len(json.loads(history.read_text())["epochs"])
+    assert 1 <= done < 40
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"Continues after epoch {done}" in finished.stdout
+    found = json.loads(history.read_text())
+    assert [epoch["epoch"] for epoch in found["epochs"]] == list(range(1, 41))
+    assert len(found["batch_loss"]) == len(found["step_seconds"]) == 160

@@ -1,0 +1,229 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from noisylb.options import Options
+
+from keras_noisylb import data
+from keras_noisylb.noise import DiagonalFisher
+from keras_noisylb.paper import compare, records, runs, splits
+from keras_noisylb.paper.regimes import REGIMES, choose
+from keras_noisylb.training import NoisyModel
+
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch):
+    """Blurred classes, so that nothing is learnt in one step and no run is ever perfect."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(120) % CLASSES)
+    images = rng.normal(size=(120, 6, 6, 1)) + np.eye(6)[labels][:, :, None, None]
+    images = images.astype("float32")
+    arrays = (images[:100], labels[:100]), (images[100:], labels[100:])
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None: arrays)
+    return arrays
+
+
+def options(tmp_path, **changes):
+    values = dict(
+        model="mlp", normalization="none", large_batch_size=40, small_batch_size=10, epochs=3,
+        learning_rate="0.01", seeds="1", output=str(tmp_path / "run"), quiet=True,
+    )  # fmt: skip
+    return Options(**{**values, **changes})
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_compare_writes_everything(tmp_path, capsys):
+    chosen = options(tmp_path, seeds="4,7", epochs=2)
+    summary = compare.compare(chosen)
+    folder = tmp_path / "run"
+    assert list(summary) == ["sb", "lb", "lb-diagonal"]
+    assert [row["steps"] for row in summary.values()] == [20, 6, 6]
+    assert summary["lb"]["step_time_vs_lb"] == 1
+    assert load(folder / "summary.json") == summary
+    config = load(folder / "config.json")
+    assert config["options"] == json.loads(json.dumps(chosen.resolved()))
+    assert config["versions"]["keras"] == keras.__version__
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "LB + diagonal Fisher" in (folder / "table.md").read_text()
+    assert "±" in capsys.readouterr().out
+    accuracies = [load(folder / f"lb-seed{s}" / "record.json")["test_accuracy"] for s in (4, 7)]
+    assert summary["lb"]["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["lb"]["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    run = folder / "lb-diagonal-seed4"
+    model = keras.saving.load_model(run / "model.keras")
+    split = splits.load(chosen)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = model.evaluate(split.x_train, split.y_train, verbose=0)
+    assert loss == pytest.approx(load(run / "record.json")["train_loss"], rel=1e-5)
+    assert not list(folder.rglob("*.tmp")) + list(folder.rglob("checkpoint*"))
+
+
+def interrupt(monkeypatch, epoch, error=KeyboardInterrupt):
+    original = runs.Journal.on_train_batch_end
+
+    def stop(self, batch, logs=None):
+        original(self, batch, logs)
+        if self.epoch == epoch and batch == 1:
+            raise error
+
+    monkeypatch.setattr(runs.Journal, "on_train_batch_end", stop)
+
+
+@pytest.mark.parametrize("regime", ["lb", "lb-diagonal"])
+def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch, capsys, regime):
+    changes = {"regimes": regime, "noise_fraction": 0.9}
+    whole, parts = (options(tmp_path, output=str(tmp_path / n), **changes) for n in ("a", "b"))
+    compare.compare(whole)
+    with monkeypatch.context() as patch:
+        interrupt(patch, epoch=1)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(parts)
+    assert len(load(tmp_path / "b" / f"{regime}-seed0" / "history.json")["epochs"]) == 1
+    compare.compare(parts)
+    assert "Continues after epoch 1" in capsys.readouterr().out
+    first, second = (tmp_path / n / f"{regime}-seed0" for n in ("a", "b"))
+    a, b = (load(run / "history.json") for run in (first, second))
+    assert a["batch_loss"] == b["batch_loss"]
+    assert [e["epoch"] for e in b["epochs"]] == [1, 2, 3]
+    assert a["epochs"][-1]["test_loss"] == b["epochs"][-1]["test_loss"]
+    weights = [
+        keras.saving.load_model(run / "model.keras").get_weights() for run in (first, second)
+    ]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_finished_runs_are_not_trained_again(tmp_path, monkeypatch, capsys):
+    chosen = options(tmp_path, regimes="sb,lb", epochs=1)
+    summary = compare.compare(chosen)
+    monkeypatch.setattr(keras.Model, "fit", None)
+    assert compare.compare(chosen) == summary
+    assert capsys.readouterr().out.count("not trained again") == 2
+
+
+def test_other_options_are_refused(tmp_path):
+    compare.compare(options(tmp_path, regimes="lb", epochs=1))
+    before = tree(tmp_path)
+    with pytest.raises(compare.CompareError) as caught:
+        compare.compare(options(tmp_path, regimes="lb", epochs=2, momentum=0.5))
+    message = str(caught.value)
+    assert "epochs (there 1, now 2)" in message and "momentum (there 0.9, now 0.5)" in message
+    assert "--output" in message and "large_batch_size" not in message
+    assert tree(tmp_path) == before
+
+
+def test_divergence_is_reported_and_stops_no_other(tmp_path, capsys):
+    summary = compare.compare(options(tmp_path, learning_rate="sb=1e30,lb=0.01"))
+    assert summary["sb"]["diverged_epochs"] == [1] and summary["sb"]["test_accuracy"] is None
+    assert summary["lb"]["diverged_epochs"] == [] and summary["lb"]["steps"] == 9
+    assert "diverged at epoch 1" in (tmp_path / "run" / "table.md").read_text()
+    capsys.readouterr()
+    assert compare.compare(options(tmp_path, learning_rate="sb=1e30,lb=0.01")) == summary
+    assert capsys.readouterr().out.count("not trained again") == 3
+
+
+@pytest.mark.parametrize("name", ["record.json", "history.json"])
+def test_damaged_file_is_set_aside(tmp_path, capsys, name):
+    chosen = options(tmp_path, regimes="lb", epochs=1)
+    summary = compare.compare(chosen)
+    path = tmp_path / "run" / "lb-seed0" / name
+    path.write_text('{"epochs": [')
+    again = compare.compare(chosen)
+    assert path.with_name(name + ".corrupt").read_text() == '{"epochs": ['
+    assert "cannot be read" in capsys.readouterr().out
+    assert again["lb"]["train_loss"] == summary["lb"]["train_loss"]
+    assert len(load(path.with_name("history.json"))["epochs"]) == 1
+
+
+def test_damaged_checkpoint_starts_again(tmp_path, monkeypatch, capsys):
+    chosen = options(tmp_path, regimes="lb")
+    with monkeypatch.context() as patch:
+        interrupt(patch, epoch=1)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(chosen)
+    path = runs.checkpoint(tmp_path / "run" / "lb-seed0", 1)
+    path.write_bytes(path.read_bytes()[:1000])
+    compare.compare(chosen)
+    assert "starts again" in capsys.readouterr().out
+    assert load(path.parent / "record.json")["steps"] == 9
+
+
+def test_damaged_config_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(compare.CompareError, match=r"config\.json cannot be read"):
+        compare.compare(options(tmp_path))
+    assert (tmp_path / "run" / "config.json").read_text() == "{"
+
+
+def test_loss_of_each_batch(tmp_path):
+    split = splits.load(options(tmp_path))
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss=loss)
+    history = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": []}
+    model.fit(
+        split.batches(30, seed=3, epoch=0, augment=False),
+        epochs=2,
+        verbose=0,
+        callbacks=[runs.Journal(tmp_path, history, 100, 30)],
+    )
+    batches = (splits.Batches(split.x_train, split.y_train, 30, 3, epoch) for epoch in (0, 1))
+    expected = [
+        float(loss(y, model(x))) for epoch in batches for x, y in map(epoch.__getitem__, range(4))
+    ]
+    np.testing.assert_allclose(history["batch_loss"], expected, rtol=1e-4)
+
+
+def test_batches_depend_on_seed_and_epoch_alone(small_data):
+    (x, y), _ = small_data
+    first = splits.Batches(x, y, 30, seed=1, augment=True)
+    first.on_epoch_end()
+    second = splits.Batches(x, y, 30, seed=1, epoch=1, augment=True)
+    other = splits.Batches(x, y, 30, seed=2, epoch=1, augment=True)
+    np.testing.assert_array_equal(first[3][0], second[3][0])
+    assert len(first[3][1]) == 10
+    assert not np.array_equal(first[0][1], other[0][1])
+    labels = np.concatenate([first[i][1] for i in range(len(first))])
+    np.testing.assert_array_equal(np.sort(labels), np.sort(y))
+
+
+def test_held_out_part_replaces_the_test_set(tmp_path, small_data):
+    (x, y), (x_test, _) = small_data
+    split = splits.load(options(tmp_path, validation_fraction=0.2, train_size=60))
+    assert len(split.x_train) == 60 and len(split.x_test) == 20
+    rows = {image.tobytes() for image in split.x_test}
+    assert rows <= {image.tobytes() for image in x}
+    assert not rows & {image.tobytes() for image in x_test}
+    assert not rows & {image.tobytes() for image in split.x_train}
+    assert np.bincount(split.y_train).tolist() == [15] * CLASSES
+
+
+def test_regimes_take_their_options(tmp_path):
+    chosen = choose(options(tmp_path, learning_rate="lb=0.5", multiplier=0.5, conv="uncorrelated"))
+    assert {name: rate for name, (_, rate) in chosen.items()} == {
+        "sb": 0.01, "lb": 0.5, "lb-diagonal": 0.5,
+    }  # fmt: skip
+    noise = REGIMES["lb-diagonal"].noise(options(tmp_path, multiplier=0.5, conv="uncorrelated"))
+    assert isinstance(noise, DiagonalFisher)
+    assert (noise.small_batch_size, noise.multiplier, noise.conv) == (10, 0.5, "uncorrelated")
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    noisy, steps = runs.compiled(model, REGIMES["lb-diagonal"], 0.1, options(tmp_path), 30, 5)
+    assert isinstance(noisy, NoisyModel) and steps == 8 == noisy.optimizer.noise_steps
+    rates = [float(noisy.optimizer.inner_optimizer._learning_rate(k)) for k in (0, 14, 15, 22)]
+    np.testing.assert_allclose(rates, [0.05, 0.1, 0.01, 0.001], rtol=1e-5)
+
+
+def test_a_number_that_is_not_finite_is_null_in_json(tmp_path):
+    records.write_json(tmp_path / "a.json", {"loss": [1.0, float("nan")], "n": float("inf")})
+    assert load(tmp_path / "a.json") == {"loss": [1.0, None], "n": None}
