@@ -10,7 +10,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     At step k = 0, 1, ... the rate is `learning_rate * (k + 1) / warmup_steps` while
     k < `warmup_steps`, and from then on `learning_rate * decay_factor**n`, n being the number of
-    `decay_steps` that are at most k.
+    `decay_steps` that are at most k. A boundary within the warm-up multiplies there too.
 
     Args:
         learning_rate: the rate after warm-up.
@@ -19,10 +19,10 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
         decay_factor: the factor.
 
     Raises:
-        ValueError: for a negative rate or number of steps, or `decay_steps` out of order.
+        ValueError: for a negative rate or number of steps, `decay_steps` out of order, or a
+            `decay_factor` that is not positive.
 
     Example:
-
     ```python
     # 10 epochs of warm-up, x0.1 at epochs 100 and 150, 12 updates an epoch
     WarmupStepDecay(1.6, warmup_steps=120, decay_steps=(1200, 1800))
@@ -42,12 +42,15 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
                 "`decay_steps` must be increasing and not negative. Received: "
                 f"decay_steps={decay_steps}"
             )
+        if not decay_factor > 0:
+            raise ValueError(f"`decay_factor` must be positive. Received: {decay_factor}")
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
         self.decay_factor = decay_factor
 
     def __call__(self, step):
+        """The rate, a float32 scalar, at `step`: an integer, a float or a scalar tensor."""
         step = ops.cast(step, "float32")
         rate = ops.convert_to_tensor(self.learning_rate, dtype="float32")
         if self.warmup_steps:
@@ -57,6 +60,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
         return rate
 
     def get_config(self):
+        """The arguments of the constructor."""
         return {
             "learning_rate": self.learning_rate,
             "warmup_steps": self.warmup_steps,
@@ -76,12 +80,14 @@ def linear_scaling(learning_rate, batch_size, base_batch_size):
     Returns:
         `learning_rate * batch_size / base_batch_size` (Goyal et al. 2017).
 
-    Example:
+    Raises:
+        ValueError: for a batch size that is not positive.
 
+    Example:
     >>> linear_scaling(0.1, batch_size=4096, base_batch_size=128)
     3.2
     """
-    return learning_rate * batch_size / base_batch_size
+    return learning_rate * _ratio(batch_size, base_batch_size)
 
 
 def sqrt_scaling(learning_rate, batch_size, base_batch_size):
@@ -95,9 +101,20 @@ def sqrt_scaling(learning_rate, batch_size, base_batch_size):
     Returns:
         `learning_rate * sqrt(batch_size / base_batch_size)`.
 
-    Example:
+    Raises:
+        ValueError: for a batch size that is not positive.
 
+    Example:
     >>> sqrt_scaling(0.1, batch_size=400, base_batch_size=100)
     0.2
     """
-    return learning_rate * (batch_size / base_batch_size) ** 0.5
+    return learning_rate * _ratio(batch_size, base_batch_size) ** 0.5
+
+
+def _ratio(batch_size, base_batch_size):
+    if not (batch_size > 0 and base_batch_size > 0):
+        raise ValueError(
+            "Batch sizes must be positive. Received: "
+            f"batch_size={batch_size}, base_batch_size={base_batch_size}"
+        )
+    return batch_size / base_batch_size

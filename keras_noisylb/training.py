@@ -113,12 +113,6 @@ class NoisyModel(keras.Model):
     def call(self, inputs, training=None):
         return call_model(self.model, inputs, training)
 
-    def compile(self, optimizer="rmsprop", **kwargs):
-        super().compile(optimizer=optimizer, **kwargs)
-        noisy = find_noisy(self.optimizer)
-        if noisy is not None:
-            noisy.has_statistics = True
-
     def fit(self, x=None, y=None, batch_size=None, **kwargs):
         noisy = find_noisy(self.optimizer)
         if noisy is not None:
@@ -137,6 +131,7 @@ class NoisyModel(keras.Model):
         noisy = find_noisy(self.optimizer)
         if noisy is None:
             return super().train_step(data)
+        noisy.has_statistics = True
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
         target = Objective(

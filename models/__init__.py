@@ -26,7 +26,6 @@ def get(name):
         ValueError: for another name.
 
     Example:
-
     >>> get("lenet")(num_classes=3).output_shape
     (None, 3)
     """

@@ -31,7 +31,6 @@ def LeNet(  # noqa: N802 (model builders are named as Keras names them)
         ValueError: for an unknown normalization.
 
     Example:
-
     >>> LeNet(normalization=None).count_params()
     431080
     """

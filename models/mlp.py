@@ -33,7 +33,6 @@ def MLP(  # noqa: N802 (model builders are named as Keras names them)
         ValueError: for an unknown normalization.
 
     Example:
-
     >>> MLP(hidden_units=(32,)).output_shape
     (None, 10)
     """

@@ -8,10 +8,10 @@ import pytest
 from noisylb import app
 from typer.testing import CliRunner
 
-SMALL = (
-    "--model mlp --normalization none --train-size 400 --large-batch-size 100 --learning-rate 0.01 "
-    "--seeds 1 --regimes lb"
-).split()
+SMALL = [
+    *("--model", "mlp", "--normalization", "none", "--train-size", "400"),
+    *("--large-batch-size", "100", "--learning-rate", "0.01", "--seeds", "1", "--regimes", "lb"),
+]
 LAUNCH = [sys.executable, "-c", "import noisylb; noisylb.main()"]
 
 
@@ -84,7 +84,7 @@ def test_train_runs_one_regime(tmp_path):
 
 def test_killed_run_continues(tmp_path):
     folder = tmp_path / "run"
-    command = [*LAUNCH, "compare", *SMALL, "--epochs", "40", "--quiet", "--output", str(folder)]
+    command = [*LAUNCH, "compare", *SMALL, "--epochs", "8", "--quiet", "--output", str(folder)]
     history = folder / "lb-seed0" / "history.json"
     with subprocess.Popen(command, env={**os.environ, "COLUMNS": "200"}) as process:
         deadline = time.monotonic() + 60
@@ -92,9 +92,9 @@ def test_killed_run_continues(tmp_path):
             time.sleep(0.01)
         process.kill()
     done = len(json.loads(history.read_text())["epochs"])
-    assert 1 <= done < 40
+    assert 1 <= done < 8
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"Continues after epoch {done}" in finished.stdout
     found = json.loads(history.read_text())
-    assert [epoch["epoch"] for epoch in found["epochs"]] == list(range(1, 41))
-    assert len(found["batch_loss"]) == len(found["step_seconds"]) == 160
+    assert [epoch["epoch"] for epoch in found["epochs"]] == list(range(1, 9))
+    assert len(found["batch_loss"]) == len(found["step_seconds"]) == 32

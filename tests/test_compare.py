@@ -1,11 +1,13 @@
+import functools
 import json
 
 import keras
 import numpy as np
 import pytest
+from keras_noisylb.models import MLP
 from noisylb.options import Options
 
-from keras_noisylb import data
+from keras_noisylb import data, models
 from keras_noisylb.noise import DiagonalFisher
 from keras_noisylb.paper import compare, records, runs, splits
 from keras_noisylb.paper.regimes import REGIMES, choose
@@ -23,6 +25,7 @@ def small_data(monkeypatch):
     images = images.astype("float32")
     arrays = (images[:100], labels[:100]), (images[100:], labels[100:])
     monkeypatch.setattr(data, "load", lambda name, data_dir=None: arrays)
+    monkeypatch.setattr(models, "get", lambda name: functools.partial(MLP, hidden_units=(16,)))
     return arrays
 
 
@@ -123,13 +126,14 @@ def test_other_options_are_refused(tmp_path):
 
 
 def test_divergence_is_reported_and_stops_no_other(tmp_path, capsys):
-    summary = compare.compare(options(tmp_path, learning_rate="sb=1e30,lb=0.01"))
+    chosen = options(tmp_path, regimes="sb,lb", learning_rate="sb=1e30,lb=0.01")
+    summary = compare.compare(chosen)
     assert summary["sb"]["diverged_epochs"] == [1] and summary["sb"]["test_accuracy"] is None
     assert summary["lb"]["diverged_epochs"] == [] and summary["lb"]["steps"] == 9
     assert "diverged at epoch 1" in (tmp_path / "run" / "table.md").read_text()
     capsys.readouterr()
-    assert compare.compare(options(tmp_path, learning_rate="sb=1e30,lb=0.01")) == summary
-    assert capsys.readouterr().out.count("not trained again") == 3
+    assert compare.compare(chosen) == summary
+    assert capsys.readouterr().out.count("not trained again") == 2
 
 
 @pytest.mark.parametrize("name", ["record.json", "history.json"])
@@ -172,12 +176,9 @@ def test_loss_of_each_batch(tmp_path):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.0), loss=loss)
     history = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": []}
-    model.fit(
-        split.batches(30, seed=3, epoch=0, augment=False),
-        epochs=2,
-        verbose=0,
-        callbacks=[runs.Journal(tmp_path, history, 100, 30)],
-    )
+    batches = split.batches(30, seed=3, augment=False)
+    journal = runs.Journal(tmp_path, history, batches)
+    model.fit(batches, epochs=2, verbose=0, shuffle=False, callbacks=[journal])
     batches = (splits.Batches(split.x_train, split.y_train, 30, 3, epoch) for epoch in (0, 1))
     expected = [
         float(loss(y, model(x))) for epoch in batches for x, y in map(epoch.__getitem__, range(4))
@@ -188,7 +189,7 @@ def test_loss_of_each_batch(tmp_path):
 def test_batches_depend_on_seed_and_epoch_alone(small_data):
     (x, y), _ = small_data
     first = splits.Batches(x, y, 30, seed=1, augment=True)
-    first.on_epoch_end()
+    first.start(1)
     second = splits.Batches(x, y, 30, seed=1, epoch=1, augment=True)
     other = splits.Batches(x, y, 30, seed=2, epoch=1, augment=True)
     np.testing.assert_array_equal(first[3][0], second[3][0])
@@ -201,12 +202,12 @@ def test_batches_depend_on_seed_and_epoch_alone(small_data):
 def test_held_out_part_replaces_the_test_set(tmp_path, small_data):
     (x, y), (x_test, _) = small_data
     split = splits.load(options(tmp_path, validation_fraction=0.2, train_size=60))
-    assert len(split.x_train) == 60 and len(split.x_test) == 20
+    assert len(split.x_train) == 60 and abs(len(split.x_test) - 20) <= 2
     rows = {image.tobytes() for image in split.x_test}
     assert rows <= {image.tobytes() for image in x}
     assert not rows & {image.tobytes() for image in x_test}
     assert not rows & {image.tobytes() for image in split.x_train}
-    assert np.bincount(split.y_train).tolist() == [15] * CLASSES
+    np.testing.assert_allclose(np.bincount(split.y_train), 0.6 * np.bincount(y), atol=1.5)
 
 
 def test_regimes_take_their_options(tmp_path):

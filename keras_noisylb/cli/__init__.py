@@ -7,7 +7,6 @@ import warnings
 from typing import Annotated
 
 import typer
-
 from noisylb.options import Options
 
 app = typer.Typer(

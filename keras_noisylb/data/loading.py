@@ -1,13 +1,14 @@
 """Loading data sets as standardised arrays."""
 
 import dataclasses
-import pathlib
+import os
 
 import numpy as np
-import tensorflow as tf
+import requests
 import tensorflow_datasets as tfds
 
-BUNDLED = pathlib.Path(__file__).parent / "fashion_mnist_small" / "1.0.0"
+BUNDLED = "fashion_mnist_small"
+PACKAGE = tfds.core.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class DatasetInfo:
 
 
 _DATASETS = {
-    "fashion_mnist_small": DatasetInfo((28, 28, 1), 10),
+    BUNDLED: DatasetInfo((28, 28, 1), 10),
     "mnist": DatasetInfo((28, 28, 1), 10),
     "fashion_mnist": DatasetInfo((28, 28, 1), 10),
     "cifar10": DatasetInfo((32, 32, 3), 10),
@@ -50,7 +51,6 @@ def info(name):
         ValueError: for another name.
 
     Example:
-
     >>> info("cifar10").image_shape
     (32, 32, 3)
     """
@@ -69,8 +69,10 @@ def load(name="fashion_mnist_small", data_dir=None):
         name: `"fashion_mnist_small"` (10,000 training and 5,000 test images, balanced by class,
             part of this package) or, through TensorFlow Datasets, `"mnist"`, `"fashion_mnist"`,
             `"cifar10"` or `"cifar100"`.
-        data_dir: directory of prepared TensorFlow Datasets copies; `None` is their default,
-            `~/tensorflow_datasets`. A data set that is not there is downloaded into it.
+        data_dir: directory of prepared TensorFlow Datasets copies, `data_dir/name/version/...`.
+            `None` is the package itself for `"fashion_mnist_small"`, and for the others the
+            environment variable `TFDS_DATA_DIR` or else `~/tensorflow_datasets`. A data set that
+            is not there is downloaded into it.
 
     Returns:
         `(x_train, y_train), (x_test, y_test)`: images float32 (N, height, width, channels), labels
@@ -82,60 +84,97 @@ def load(name="fashion_mnist_small", data_dir=None):
         OSError: if the files are damaged.
 
     Example:
-
     ```python
     (x_train, y_train), (x_test, y_test) = load("fashion_mnist_small")
     ```
     """
     info(name)
-    builder = _bundled() if name == "fashion_mnist_small" else _prepared(name, data_dir)
+    builder = _builder(name, data_dir)
     (x_train, y_train), (x_test, y_test) = (_read(builder, part) for part in ("train", "test"))
-    mean = x_train.mean(axis=(0, 1, 2), dtype="float64").astype("float32")
-    std = x_train.std(axis=(0, 1, 2), dtype="float64").astype("float32")
-    return ((x_train - mean) / std, y_train), ((x_test - mean) / std, y_test)
+    # Sums over the bytes themselves: `std` would copy the images as float64, 1.2 GB for CIFAR.
+    count = x_train[..., 0].size
+    mean = x_train.sum(axis=(0, 1, 2), dtype="float64") / count
+    square = np.einsum("nhwc,nhwc->c", x_train, x_train, dtype="float64") / count
+    std = np.sqrt(square - mean**2)
+    return tuple(
+        (_standardise(x, mean.astype("float32"), std.astype("float32")), y)
+        for x, y in ((x_train, y_train), (x_test, y_test))
+    )
 
 
-def _bundled():
+def _standardise(images, mean, std):
+    """The division by 255 cancels: mean and standard deviation are those of the bytes."""
+    images = images.astype("float32")
+    images -= mean
+    images /= std
+    return images
+
+
+def _builder(name, data_dir):
+    """Opens a prepared copy of any version by its files alone; downloads one if there is none."""
+    if data_dir is None and name == BUNDLED:
+        data_dir = PACKAGE
+    elif data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    folder = tfds.core.Path(data_dir).expanduser() / name
+    if not _versions(folder):
+        _download(name, folder)
+    directory = folder / str(max(_versions(folder)))
     try:
-        return tfds.builder_from_directory(BUNDLED)
+        return tfds.builder_from_directory(directory)
     except Exception as error:
-        raise OSError(
-            f"the bundled data set in {BUNDLED} cannot be read ({error}). Reinstall keras_noisylb."
+        raise OSError(_damaged(directory, "description", error)) from error
+
+
+def _versions(folder):
+    names = [path.parent.name for path in folder.glob("*/dataset_info.json")]
+    return [tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)]
+
+
+def _download(name, folder):
+    if name == BUNDLED:
+        raise FileNotFoundError(
+            f"No prepared copy of {name} in {folder}. It is part of keras_noisylb: leave data_dir "
+            "out, and reinstall keras_noisylb if it is missing there."
+        )
+    url = "the download address"
+    try:
+        builder = tfds.builder(name, data_dir=folder.parent)
+        url = next(iter(builder.url_infos))
+        # Without a network TensorFlow Datasets itself gives up after minutes.
+        requests.head(url, timeout=5)
+        builder.download_and_prepare()
+    except Exception as error:
+        raise FileNotFoundError(
+            f"No prepared copy of {name} in {folder}, and none could be downloaded from {url} "
+            f"({type(error).__name__}: {error}). Either connect to the internet and try again, or "
+            f"copy a prepared TensorFlow Datasets directory to {folder}/<version> (or to another "
+            f"DIRECTORY/{name}/<version>, and pass data_dir=DIRECTORY)."
         ) from error
 
 
-def _prepared(name, data_dir):
-    builder = tfds.builder(name, data_dir=data_dir)
-    if not tf.io.gfile.exists(str(builder.data_path)):
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            raise FileNotFoundError(
-                f"{name} is not in {builder.data_path} and could not be downloaded "
-                f"({type(error).__name__}: {error}). Either connect to the internet and try again, "
-                "or copy a prepared TensorFlow Datasets directory that holds "
-                f"{name}/{builder.version} here and pass its parent as data_dir."
-            ) from error
-    return builder
-
-
 def _read(builder, part):
-    expected = builder.info.splits[part].num_examples
     try:
-        data = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1))
+        expected = builder.info.splits[part].num_examples
+        # A cached copy would stay in memory beside the array.
+        config = tfds.ReadConfig(try_autocache=False)
+        data = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1, read_config=config))
         images, labels = data["image"], data["label"]
-    except (tf.errors.OpError, KeyError) as error:
-        raise OSError(_damaged(builder, part, error)) from error
+    except Exception as error:
+        raise OSError(_damaged(builder.data_path, f"{part} split", error)) from error
     if len(images) != expected:
-        raise OSError(_damaged(builder, part, f"{len(images)} of {expected} examples"))
-    return images.astype("float32") / 255, labels.astype("int64")
+        error = f"{len(images)} of {expected} examples"
+        raise OSError(_damaged(builder.data_path, f"{part} split", error))
+    return images, labels
 
 
-def _damaged(builder, part, error):
-    return (
-        f"the {part} split in {builder.data_path} cannot be read ({error}). Delete that directory "
-        "and load the data set again; for the bundled one, reinstall keras_noisylb."
-    )
+def _damaged(directory, part, error):
+    reason = str(error).rpartition("}} ")[2]  # without the names of TensorFlow's graph nodes
+    if tfds.core.Path(directory).is_relative_to(PACKAGE):
+        mend = "Reinstall keras_noisylb."
+    else:
+        mend = "Delete that directory, then load the data set again or copy it there again."
+    return f"The {part} of the data set in {directory} cannot be read ({reason}). {mend}"
 
 
 def check_arrays(x, y):
@@ -153,12 +192,13 @@ def check_arrays(x, y):
             "Expected at least one example and one label for each. Received: "
             f"{len(x)} examples and {len(y)} labels"
         )
-    bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"{bad.sum()} of {len(x)} examples have values that are not finite, the first at index "
-            f"{bad.argmax()}. Remove or repair them."
-        )
+    for values, what in ((np.asarray(x), "examples"), (np.asarray(y), "labels")):
+        if not np.isfinite([values.min(), values.max()]).all():  # NaN is both of them
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            raise ValueError(
+                f"Expected finite numbers. Received: {bad.sum()} of {len(values)} {what} with NaN "
+                f"or infinite values, the first at index {bad.argmax()}. Remove or repair them."
+            )
 
 
 def split(x, y, fraction, seed=0):
@@ -174,10 +214,10 @@ def split(x, y, fraction, seed=0):
         `(x_kept, y_kept), (x_held_out, y_held_out)`.
 
     Raises:
-        ValueError: if `fraction` is not between 0 and 1, or leaves one of the parts empty.
+        ValueError: if `fraction` is not between 0 and 1 or leaves one of the parts empty, if labels
+            are not of shape (N,), or as `check_arrays`.
 
     Example:
-
     ```python
     (x_train, y_train), (x_val, y_val) = split(x_train, y_train, fraction=0.2)
     ```
@@ -185,6 +225,9 @@ def split(x, y, fraction, seed=0):
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be between 0 and 1. Received: fraction={fraction}")
     check_arrays(x, y)
+    x, y = np.asarray(x), np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(f"`y` must be integer labels of shape (N,). Received: y.shape={y.shape}")
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(y), bool)
     for label in np.unique(y):

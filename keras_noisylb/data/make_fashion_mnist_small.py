@@ -3,7 +3,8 @@
     python make_fashion_mnist_small.py --source DIRECTORY_OF_PREPARED_TFDS_COPIES --output .
 
 The images are drawn from Fashion-MNIST's own training and test split, so no test image is trained
-on. Shards are small enough for version control.
+on. Shards are small enough for version control. A seed determines the examples and their order, not
+the bytes of the files: the serialisation of a record orders its fields as it likes.
 """
 
 import argparse
@@ -19,13 +20,12 @@ EXAMPLES_PER_SHARD = 2_500
 
 def stratified(labels, size, rng):
     """Shuffled indices of `size` examples with equally many of each of the ten classes."""
-    chosen = [
-        rng.choice(np.flatnonzero(labels == k), size // 10, replace=False) for k in range(10)
-    ]
+    chosen = [rng.choice(np.flatnonzero(labels == k), size // 10, replace=False) for k in range(10)]
     return rng.permutation(np.concatenate(chosen))
 
 
 def main():
+    """Write the data set to the output directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, help="data_dir that holds fashion_mnist")
     parser.add_argument("--output", required=True, help="where fashion_mnist_small is written")
@@ -55,9 +55,9 @@ def main():
     for split, size in SIZES.items():
         data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         order = stratified(data["label"], size, rng)
-        writer.add_examples(
-            {split: [{"image": data["image"][i], "label": int(data["label"][i])} for i in order]}
-        )
+        writer.add_examples({
+            split: [{"image": data["image"][i], "label": int(data["label"][i])} for i in order]
+        })
     writer.close_all()
 
 

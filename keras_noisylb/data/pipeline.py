@@ -1,5 +1,8 @@
 """Batches for training: shuffling and augmentation, reproducible by seed."""
 
+import itertools
+
+import numpy as np
 import tensorflow as tf
 
 from keras_noisylb.data.loading import check_arrays
@@ -8,8 +11,9 @@ from keras_noisylb.data.loading import check_arrays
 def random_crop_flip(images, seed, padding=4):
     """Random crops of the zero-padded images, each mirrored with probability ½.
 
-    The augmentation of the CIFAR experiments (Hoffer et al. 2017). Zero is the mean of standardised
-    images. Crops are drawn for each image.
+    The augmentation of the CIFAR experiments (Hoffer et al. 2017). The zeros are those of the
+    standardised image, that is the mean of the training set. Crop and mirroring are drawn for each
+    image on its own.
 
     Args:
         images: tensor (B, height, width, channels).
@@ -19,11 +23,15 @@ def random_crop_flip(images, seed, padding=4):
     Returns:
         Tensor of the shape of `images`.
 
-    Example:
+    Raises:
+        ValueError: if `padding` is negative.
 
+    Example:
     >>> random_crop_flip(tf.ones((8, 32, 32, 3)), seed=(0, 1)).shape
     TensorShape([8, 32, 32, 3])
     """
+    if padding < 0:
+        raise ValueError(f"`padding` must not be negative. Received: padding={padding}")
     batch, height, width = tf.unstack(tf.shape(images)[:3])
     seeds = tf.random.split(seed, 3)
     top, left = (
@@ -33,9 +41,7 @@ def random_crop_flip(images, seed, padding=4):
     flip = tf.random.stateless_uniform((batch,), seeds[2]) < 0.5
     padded = tf.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     rows = top[:, None] + tf.range(height)
-    columns = left[:, None] + tf.where(
-        flip[:, None], tf.range(width - 1, -1, -1), tf.range(width)
-    )
+    columns = left[:, None] + tf.where(flip[:, None], tf.range(width - 1, -1, -1), tf.range(width))
     cropped = tf.gather(padded, rows, batch_dims=1)
     cropped = tf.gather(cropped, columns, axis=2, batch_dims=1)
     return tf.ensure_shape(cropped, images.shape)
@@ -49,33 +55,47 @@ def batches(x, y, batch_size, augment=False, seed=0):
         y: labels (N,).
         batch_size: examples in a batch; the last one of an epoch may be smaller.
         augment: whether to apply `random_crop_flip`.
-        seed: integer; the order and the crops of the k-th pass are a function of it and of k.
+        seed: integer from 0; the order and the crops of the k-th pass over the data set are a
+            function of it and of k, whatever TensorFlow's own seeds.
 
     Returns:
-        A `tf.data.Dataset` of `(images, labels)`.
+        A `tf.data.Dataset` of `(images, labels)`. `fit` may take the first passes to build a model.
 
     Raises:
-        ValueError: if there are no examples, values that are not finite, or no positive batch size.
+        ValueError: if there are no examples, values that are not finite, no positive batch size or
+            a negative seed.
 
     Example:
-
     ```python
-    model.fit(batches(x_train, y_train, batch_size=4096, augment=True), epochs=200)
+    data = batches(x_train, y_train, batch_size=4096, augment=True)
+    model.fit(data, shuffle=False, epochs=200)  # shuffle: else Keras warns that it does not
     ```
     """
     check_arrays(x, y)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
-    # The arrays stay where they are: only indices are shuffled, and a batch is gathered at once.
-    images, labels = tf.constant(x), tf.constant(y)
-    order = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed).batch(batch_size)
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    if batch_size < 1 or seed < 0:
+        raise ValueError(
+            "`batch_size` must be positive and `seed` not negative. Received: "
+            f"batch_size={batch_size}, seed={seed}"
+        )
+    x, y = np.asarray(x), np.asarray(y)
+    passes = itertools.count()
 
-    def gather(index, pair):
-        chosen = tf.gather(images, index)
-        if augment:
-            chosen = random_crop_flip(chosen, tf.cast(pair % 2**31, "int32"))
-        return chosen, tf.gather(labels, index)
+    def one_pass():
+        rng = np.random.default_rng((seed, next(passes)))
+        order = rng.permutation(len(x))
+        for start in range(0, len(x), batch_size):
+            chosen = order[start : start + batch_size]
+            yield x[chosen], y[chosen], rng.integers(2**31, size=2, dtype="int32")
 
-    data = tf.data.Dataset.zip(order, seeds).map(gather, num_parallel_calls=2)
-    return data.prefetch(2)
+    def prepare(images, labels, crop_seed):
+        return (random_crop_flip(images, crop_seed) if augment else images), labels
+
+    signature = (
+        tf.TensorSpec((None, *x.shape[1:]), x.dtype),
+        tf.TensorSpec((None, *y.shape[1:]), y.dtype),
+        tf.TensorSpec((2,), "int32"),
+    )
+    data = tf.data.Dataset.from_generator(one_pass, output_signature=signature)
+    data = data.map(prepare, num_parallel_calls=2)
+    steps = -(-len(x) // batch_size)
+    return data.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)

@@ -104,6 +104,6 @@ def _trace(model, layers, specs):
         hidden.update(id(v) for v, g in pairs if g is not None)
         nested.update(id(use.layer) for use in uses if use.output.graph is not graph)
 
-    with tf.init_scope():
-        tf.function(trace, autograph=False).get_concrete_function(specs)
+    # Traced only. (No init_scope around it: that would stop the tape from recording.)
+    tf.function(trace, autograph=False).get_concrete_function(specs)
     return hidden, nested

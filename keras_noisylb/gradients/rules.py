@@ -70,8 +70,11 @@ def _einsum_labels(layer):
 
 
 def _einsum_applies(layer):
+    """Whether the examples are the first axis of inputs and output, and no axis of the kernel."""
     inputs, kernel, output = _einsum_labels(layer)
-    return inputs[0].isalpha() and inputs[0] == output[0] and inputs[0] not in kernel
+    if inputs.startswith("..."):
+        return output.startswith("...") and "." not in kernel
+    return inputs[0] == output[0] and inputs[0] not in kernel and "." not in kernel
 
 
 def einsum_dense(layer, use, d, conv):
@@ -79,7 +82,8 @@ def einsum_dense(layer, use, d, conv):
     inputs, kernel, output = _einsum_labels(layer)
     unused = [label for label in "ABCDEFGHIJ" if label not in layer.equation]
     dots = "".join(unused[: len(a.shape) - len(inputs.replace("...", ""))])
-    equation = f"{inputs},{output}->{inputs[0]}{kernel}".replace("...", dots)
+    inputs, output = inputs.replace("...", dots), output.replace("...", dots)
+    equation = f"{inputs},{output}->{inputs[0]}{kernel}"
     blocks = {"kernel": Pieces(lambda: [tf.einsum(equation, a, d)])}
     if layer.bias is not None:
         blocks["bias"] = offset(d, layer.bias.shape)

@@ -10,7 +10,13 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.chunks import chunk_size, sum_over_chunks
-from keras_noisylb.gradients.objective import Recorded, batch_gradients, batch_size, statistics_dtype
+from keras_noisylb.gradients.objective import (
+    Recorded,
+    batch_gradients,
+    batch_size,
+    call_model,
+    statistics_dtype,
+)
 from keras_noisylb.gradients.taps import all_layers, intercept
 from keras_noisylb.layers import GhostBatchNormalization
 
@@ -50,12 +56,20 @@ def check_supported(model):
                 f"{what}: TensorFlow's vectorized_map cannot differentiate grouped convolutions. "
                 'The layer has a rule, so use engine="layerwise".'
             )
-        random = isinstance(getattr(layer, "seed_generator", None), keras.random.SeedGenerator)
-        if random and not isinstance(layer, MASKS) and getattr(layer, "rate", 1) != 0:
+        if _is_random(layer) and not isinstance(layer, MASKS):
             raise ValueError(
                 f"{what}: its random numbers cannot be repeated for single examples. Use "
                 'engine="layerwise", or move the layer into the input pipeline.'
             )
+
+
+def _is_random(layer):
+    """Whether the layer draws random numbers; recurrent cells hold a generator that may be idle."""
+    if not isinstance(getattr(layer, "seed_generator", None), keras.random.SeedGenerator):
+        return False
+    names = ("rate", "dropout", "recurrent_dropout")
+    rates = [getattr(layer, name) for name in names if hasattr(layer, name)]
+    return any(rates) or not rates
 
 
 def _record(saved):
@@ -123,12 +137,14 @@ class Batch:
         """g_i / M from one example's rows of `arrays`: a list aligned with the variables."""
         x, output_gradients, saved = example
         inputs = keras.tree.pack_sequence_as(self.x, [leaf[None] for leaf in x])
-        values = [tf.identity(v.value) for v in self.model.trainable_variables]
-        state = [v.value for v in self.model.non_trainable_variables]
+        variables = self.model.trainable_variables
+        values = [tf.identity(v.value) for v in variables]
+        # The scope puts the values in the variables' place and catches every write to the state.
+        scope = keras.StatelessScope(state_mapping=zip(variables, values, strict=True))
         with intercept(self.replayed, _replay(saved)), tf.GradientTape() as tape:
             tape.watch(values)
-            outputs, _ = self.model.stateless_call(values, state, inputs, training=True)
-            outputs = keras.tree.flatten(outputs)
+            with scope:
+                outputs = keras.tree.flatten(call_model(self.model, inputs))
         return tape.gradient(
             outputs,
             values,

@@ -4,13 +4,12 @@ import inspect
 import pathlib
 import time
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from keras_noisylb import models
-from keras_noisylb.paper import figures, records, runs, splits
+from keras_noisylb.paper import figures, records, runs, splits, tables
 from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import choose
 
@@ -74,88 +73,6 @@ def prepare(options):
     return regimes, build, data
 
 
-def summarize(regimes, results):
-    """The numbers of the table, over the seeds that did not diverge.
-
-    Args:
-        regimes: dictionary of name to `(regime, learning rate)`.
-        results: dictionary of name to list of `(record, history)`, one for each seed.
-
-    Returns:
-        Dictionary of name to dictionary.
-    """
-    summary = {}
-    for name, (regime, learning_rate) in regimes.items():
-        found = [record for record, _ in results[name]]
-        finished = [record for record in found if record["diverged_epoch"] is None]
-
-        def mean(key, records=finished):
-            values = [record[key] for record in records if record[key] is not None]
-            return float(np.mean(values)) if values else None
-
-        accuracies = [record["test_accuracy"] for record in finished]
-        several = len(accuracies) > 1
-        summary[name] = {
-            "title": regime.title,
-            "learning_rate": learning_rate,
-            "seeds": len(found),
-            "diverged_epochs": [r["diverged_epoch"] for r in found if r not in finished],
-            "steps": max(record["steps"] for record in finished or found),
-            "train_loss": mean("train_loss"),
-            "train_accuracy": mean("train_accuracy"),
-            "test_accuracy": mean("test_accuracy"),
-            "test_accuracy_std": float(np.std(accuracies, ddof=1)) if several else None,
-            "seconds": mean("seconds", found),
-            "step_seconds": mean("step_seconds", found),
-        }
-    base = summary.get("lb", {}).get("step_seconds")
-    for row in summary.values():
-        step = row["step_seconds"]
-        row["step_time_vs_lb"] = step / base if step and base else None
-    return summary
-
-
-def table_rows(summary, reported):
-    """The table as text.
-
-    Args:
-        summary: from `summarize`.
-        reported: what the accuracy was measured on.
-
-    Returns:
-        Tuple of the header and a list of rows.
-    """
-
-    def show(value, form):
-        return "–" if value is None else format(value, form)
-
-    header = (
-        "regime", "rate", "steps", "train loss", "train acc.", f"{reported} acc.", "seconds",
-        "step / LB",
-    )  # fmt: skip
-    rows = []
-    for row in summary.values():
-        accuracy = show(row["test_accuracy"], ".2%")
-        if row["test_accuracy_std"] is not None:
-            accuracy += f" ± {100 * row['test_accuracy_std']:.2f}"
-        if row["diverged_epochs"]:
-            epochs = ", ".join(map(str, row["diverged_epochs"]))
-            diverged = f"diverged at epoch {epochs}"
-            finished = row["test_accuracy"] is not None
-            accuracy = f"{accuracy} ({diverged})" if finished else diverged
-        rows.append((
-            row["title"],
-            format(row["learning_rate"], "g"),
-            str(row["steps"]),
-            show(row["train_loss"], ".4f"),
-            show(row["train_accuracy"], ".2%"),
-            accuracy,
-            show(row["seconds"], ".1f"),
-            show(row["step_time_vs_lb"], ".2f"),
-        ))
-    return header, rows
-
-
 def report(folder, options, regimes, results, reported, console):
     """Write summary, table and picture, and show the table.
 
@@ -170,19 +87,23 @@ def report(folder, options, regimes, results, reported, console):
     Returns:
         The summary.
     """
-    summary = summarize(regimes, results)
+    summary = tables.summarize(regimes, results)
     records.write_json(folder / "summary.json", summary)
-    header, rows = table_rows(summary, reported)
+    header, rows = tables.rows(summary, reported)
     seeds = len(options.seed_list)
     caption = (
         f"{options.model} on {options.dataset}, {options.epochs} epochs, "
         f"{seeds} seed{'s' * (seeds > 1)}"
         f"{' (mean ± standard deviation)' if seeds > 1 else ''}. "
-        "rate: peak learning rate. Losses and accuracies: in inference mode after training. "
-        "seconds: training without evaluation. step / LB: median time of an update against LB's, "
+        "rate: peak learning rate. train loss, train % and "
+        f"{reported} %: loss and accuracies in inference mode after training. "
+        "sec.: training without evaluation. step/LB: median time of an update against LB's, "
         "of the updates with noise where there are any."
     )
-    table = Table(*header, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.padding = (0, 1 if console.width > 90 else 0)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         table.add_row(*row)
     console.print(table)

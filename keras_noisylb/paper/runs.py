@@ -29,20 +29,21 @@ class Journal(keras.callbacks.Callback):
     Args:
         folder: `pathlib.Path` of the run.
         history: what the epochs so far have left, in the form of `HISTORY`.
-        num_examples: number of training examples.
-        batch_size: of the training.
+        batches: the `Batches` that `fit` gets, without its shuffling.
     """
 
-    def __init__(self, folder, history, num_examples, batch_size):
+    def __init__(self, folder, history, batches):
         super().__init__()
-        self.folder, self.history = folder, history
-        self.num_examples, self.batch_size = num_examples, batch_size
+        self.folder, self.history, self.batches = folder, history, batches
         self.diverged_epoch = None
 
     def on_train_begin(self, logs=None):
         self.history["first_steps"].append(len(self.history["batch_loss"]))
 
     def on_epoch_begin(self, epoch, logs=None):
+        # Here, not in the data's own `on_epoch_end`: Keras calls that once too often, after it has
+        # looked at a batch to build the model.
+        self.batches.start(epoch)
         self.epoch, self.seen, self.total = epoch, 0, 0.0
         self.began = self.ended = time.perf_counter()
 
@@ -53,7 +54,7 @@ class Journal(keras.callbacks.Callback):
         # Keras reports the mean over the epoch so far; the loss of this batch is what changed it.
         mean = float(logs["loss"])
         self.ended = time.perf_counter()
-        seen = min(self.seen + self.batch_size, self.num_examples)
+        seen = min(self.seen + self.batches.batch_size, len(self.batches.x))
         loss = (mean * seen - self.total) / (seen - self.seen)
         self.seen, self.total = seen, mean * seen
         self.history["batch_loss"].append(loss)
@@ -189,11 +190,13 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
         history = resume(model, folder, say)
     history["noise_steps"] = noise_steps
     done = len(history["epochs"])
-    journal = Journal(folder, history, len(data.x_train), batch_size)
+    batches = data.batches(batch_size, seed, options.augment)
+    journal = Journal(folder, history, batches)
     evaluation = {"batch_size": 1000, "verbose": 0}
     if done < options.epochs:
         model.fit(
-            data.batches(batch_size, seed, done, options.augment),
+            batches,
+            shuffle=False,  # of the order of the batches: `batches` has shuffled the examples
             epochs=options.epochs,
             initial_epoch=done,
             validation_data=(data.x_test, data.y_test),

@@ -32,18 +32,24 @@ class Batches(keras.utils.PyDataset):
         y: labels.
         batch_size: number of examples; the last batch of an epoch holds what remains.
         seed: of the order.
-        epoch: the epoch that comes first.
+        epoch: the epoch that comes first; `start` begins another one.
         augment: whether images are cropped and flipped.
     """
 
     def __init__(self, x, y, batch_size, seed, epoch=0, augment=False):
         super().__init__()
         self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
-        self.epoch, self.augment = epoch, augment
-        self._shuffle()
+        self.augment = augment
+        self.start(epoch)
 
-    def _shuffle(self):
-        self.order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.x))
+    def start(self, epoch):
+        """Shuffle for an epoch.
+
+        Args:
+            epoch: its number, from 0.
+        """
+        self.epoch = epoch
+        self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.x))
 
     def __len__(self):
         return -(-len(self.x) // self.batch_size)
@@ -56,10 +62,6 @@ class Batches(keras.utils.PyDataset):
             images = data.random_crop_flip(images, (seed % 2**31).astype("int32"))
         return images, self.y[chosen]
 
-    def on_epoch_end(self):
-        self.epoch += 1
-        self._shuffle()
-
 
 @dataclass(frozen=True)
 class Split:
@@ -71,16 +73,15 @@ class Split:
     y_test: np.ndarray
     num_classes: int
 
-    def batches(self, batch_size, seed, epoch, augment):
-        """The training batches from an epoch on.
+    def batches(self, batch_size, seed, augment):
+        """The training batches.
 
         Args:
             batch_size: number of examples.
             seed: of the order and the augmentation.
-            epoch: number of finished epochs.
             augment: whether images are cropped and flipped.
         """
-        return Batches(self.x_train, self.y_train, batch_size, seed, epoch, augment)
+        return Batches(self.x_train, self.y_train, batch_size, seed, augment=augment)
 
 
 def load(options):

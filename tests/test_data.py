@@ -1,0 +1,346 @@
+"""The bundled data set, its errors, and the batches made of it."""
+
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_noisylb import data
+
+DIRECTORY = pathlib.Path(data.__file__).parent / "fashion_mnist_small"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return data.load("fashion_mnist_small")
+
+
+@pytest.fixture(scope="module")
+def raw():
+    builder = tfds.builder_from_directory(DIRECTORY / "1.0.0")
+    return {
+        part: tfds.as_numpy(builder.as_dataset(part, batch_size=-1)) for part in builder.info.splits
+    }
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the bundled data set that a test may damage."""
+    shutil.copytree(DIRECTORY, tmp_path / "fashion_mnist_small")
+    return tmp_path / "fashion_mnist_small" / "1.0.0"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Connections go to a port of this machine where nobody listens, so they fail at once."""
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def images(count, size=8, channels=3, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, size, size, channels)).astype("float32")
+
+
+# The bundled data set
+
+
+def test_shapes_and_types(loaded):
+    for (x, y), count in zip(loaded, (10_000, 5_000), strict=True):
+        assert x.shape == (count, *data.info("fashion_mnist_small").image_shape)
+        assert y.shape == (count,)
+        assert x.dtype == np.float32 and y.dtype == np.int64
+
+
+def test_stratified(loaded):
+    for x, y in loaded:
+        np.testing.assert_array_equal(np.bincount(y), [len(x) // 10] * 10)
+
+
+def test_standardised_by_the_training_set(loaded, raw):
+    train = raw["train"]["image"].astype("float64") / 255
+    for (x, y), part in zip(loaded, ("train", "test"), strict=True):
+        expected = (raw[part]["image"] / 255 - train.mean()) / train.std()
+        np.testing.assert_allclose(x, expected, atol=1e-5)
+        np.testing.assert_array_equal(y, raw[part]["label"])
+
+
+def test_training_and_test_images_differ(raw):
+    train, test = ({image.tobytes() for image in raw[part]["image"]} for part in ("train", "test"))
+    assert not train & test
+
+
+def test_small_enough_to_ship():
+    sizes = [path.stat().st_size for path in DIRECTORY.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 10e6
+    assert max(sizes) < 3e6
+    assert "Copyright (c) 2017 Zalando SE" in (DIRECTORY / "LICENSE").read_text()
+
+
+def test_description_names_no_path():
+    description = (DIRECTORY / "1.0.0" / "dataset_info.json").read_text()
+    assert re.findall(r'https?://[^"]+', description) == [
+        "https://github.com/zalandoresearch/fashion-mnist"
+    ]
+    assert not re.search(r'"/|[A-Z]:\\|file:', description)
+
+
+def test_channels_are_standardised_each_by_itself(tmp_path):
+    bytes_ = np.random.default_rng(0).integers(
+        [0, 100, 200], 256, size=(30, 4, 4, 3), dtype=np.uint8
+    )
+    labels_ = np.arange(30) % 10
+    splits = {"train": slice(20), "test": slice(20, None)}
+    for part, chosen in splits.items():
+        examples = {"image": bytes_[chosen], "label": labels_[chosen]}
+        splits[part] = tf.data.Dataset.from_tensor_slices(examples)
+    write_cifar10(tmp_path, splits, version="1.2.3")
+    (x_train, _), (x_test, y_test) = data.load("cifar10", data_dir=tmp_path)
+    np.testing.assert_allclose(x_train.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(x_train.std(axis=(0, 1, 2)), 1, atol=1e-5)
+    train = bytes_[:20] / 255
+    expected = (bytes_[20:] / 255 - train.mean(axis=(0, 1, 2))) / train.std(axis=(0, 1, 2))
+    np.testing.assert_allclose(x_test, expected, atol=1e-5)
+    np.testing.assert_array_equal(y_test, labels_[20:])
+
+
+def write_cifar10(data_dir, splits, version):
+    """A prepared directory in another version than the installed TensorFlow Datasets has."""
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="cifar10",
+        version=version,
+        data_dir=data_dir,
+        features=tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(4, 4, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }),
+        split_datasets=splits,
+        disable_shuffling=True,
+    )
+
+
+# Names and errors
+
+
+def test_info():
+    assert data.info("cifar100") == data.DatasetInfo(image_shape=(32, 32, 3), num_classes=100)
+    assert "fashion_mnist_small" in data.names()
+
+
+@pytest.mark.parametrize("function", [data.load, data.info])
+def test_unknown_name(function):
+    with pytest.raises(ValueError, match=r"'imagenet'.*fashion_mnist_small, mnist, .*cifar100"):
+        function("imagenet")
+
+
+def test_no_network_and_no_copy(tmp_path, offline):
+    with pytest.raises(FileNotFoundError) as error:
+        data.load("mnist", data_dir=tmp_path)
+    for said in (str(tmp_path / "mnist"), "https://", "ProxyError", "connect", "copy", "data_dir="):
+        assert said in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_default_directory(tmp_path, offline, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "cifar10"))):
+        data.load("cifar10")
+
+
+def test_download_breaks_off(tmp_path, monkeypatch):
+    def break_off(self, **kwargs):
+        raise ConnectionError("the line went dead")
+
+    monkeypatch.setattr(requests, "head", lambda url, timeout: None)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
+    with pytest.raises(FileNotFoundError, match=r"the line went dead.*Either connect.*or copy"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+def test_bundled_data_set_is_not_downloaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="leave data_dir out"):
+        data.load("fashion_mnist_small", data_dir=tmp_path)
+
+
+SHARD = "fashion_mnist_small-train.tfrecord-00001"
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(SHARD, 700_000), (SHARD, 0), ("dataset_info.json", 100), ("features.json", 100)],
+)
+def test_truncated_file(copy, name, size):
+    (copy / name).write_bytes((copy / name).read_bytes()[:size])
+    with pytest.raises(OSError, match=rf"{re.escape(str(copy))} cannot be read.*Delete"):
+        data.load("fashion_mnist_small", data_dir=copy.parent.parent)
+
+
+def test_missing_shard(copy):
+    (copy / SHARD).unlink()
+    with pytest.raises(OSError, match=f"train split.*{SHARD}"):
+        data.load("fashion_mnist_small", data_dir=copy.parent.parent)
+
+
+def test_damaged_installation_names_its_mend(copy, monkeypatch):
+    (copy / SHARD).write_bytes(b"")
+    monkeypatch.setattr(data.loading, "PACKAGE", tfds.core.Path(copy.parent.parent))
+    with pytest.raises(OSError, match="Reinstall keras_noisylb"):
+        data.load()
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("function", [data.check_arrays, lambda x, y: data.batches(x, y, 4)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(function, value):
+    x = images(10)
+    x[3, 0, 0, 0] = x[7, 1, 1, 1] = value
+    with pytest.raises(ValueError, match=r"2 of 10 examples.*index 3"):
+        function(x, np.zeros(10, int))
+    with pytest.raises(ValueError, match=r"1 of 10 labels.*index 9"):
+        function(images(10), np.array([0.0] * 9 + [value]))
+
+
+@pytest.mark.parametrize("function", [data.check_arrays, lambda x, y: data.batches(x, y, 4)])
+def test_empty_or_unequal(function):
+    with pytest.raises(ValueError, match="0 examples and 0 labels"):
+        function(images(0), np.zeros(0, int))
+    with pytest.raises(ValueError, match="3 examples and 2 labels"):
+        function(images(3), np.zeros(2, int))
+
+
+def test_split_is_a_stratified_partition():
+    y = np.repeat([0, 1, 2], [100, 40, 20])
+    x = np.arange(160.0)  # an example is its own index
+    (kept, y_kept), (held_out, y_held_out) = data.split(x, y, 0.25, seed=1)
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, held_out])), x)
+    np.testing.assert_array_equal(np.bincount(y_held_out), [25, 10, 5])
+    np.testing.assert_array_equal(y[held_out.astype(int)], y_held_out)
+    np.testing.assert_array_equal(y[kept.astype(int)], y_kept)
+    again, other = (data.split(x, y, 0.25, seed=seed)[1][0] for seed in (1, 2))
+    np.testing.assert_array_equal(held_out, again)
+    assert not np.array_equal(held_out, other)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, np.nan, 0.001])
+def test_split_refuses(fraction):
+    with pytest.raises(ValueError, match=f"{fraction}"):
+        data.split(images(10), np.arange(10) % 2, fraction)
+
+
+def test_split_refuses_one_hot_labels():
+    with pytest.raises(ValueError, match=r"y.shape=\(10, 2\)"):
+        data.split(images(10), np.ones((10, 2)), 0.5)
+
+
+# Augmentation
+
+
+def crops(image, padding):
+    """Every crop of the padded image and its mirror image, by (top, left, flip)."""
+    height, width, _ = image.shape
+    padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
+            crop = padded[top : top + height, left : left + width]
+            yield (top, left, 0), crop
+            yield (top, left, 1), crop[:, ::-1]
+
+
+def test_every_result_is_a_crop():
+    x = np.concatenate([images(60), images(60, seed=1)])[:, :, :6]  # not square
+    drawn = data.random_crop_flip(x, seed=(0, 1), padding=2).numpy()
+    found = []
+    for image, result in zip(x, drawn, strict=True):
+        matches = [place for place, crop in crops(image, 2) if np.array_equal(crop, result)]
+        assert len(matches) == 1
+        found += matches
+    assert len(set(found)) > 40  # each image has its own of the 50 places: 45.6 are expected
+
+
+def test_places_and_flips_are_uniform():
+    # The brightest of the pixels, in the middle, shows where the crop begins.
+    count, padding = 20_000, 2
+    x = np.zeros((count, 8, 6, 1), "float32")
+    x[:, 3, 2] = 1
+    x[:, 3, 3] = 2
+    drawn = data.random_crop_flip(x, seed=(3, 4), padding=padding).numpy()[..., 0]
+    row, column = np.divmod(drawn.reshape(count, -1).argmax(axis=1), 6)
+    other = np.divmod(np.where(drawn == 2, 0, drawn).reshape(count, -1).argmax(axis=1), 6)[1]
+    flipped = column < other
+    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(count)
+    top, left = 3 + padding - row, np.where(flipped, column - 2, 3 - column) + padding
+    places = np.bincount(np.ravel_multi_index((top, left, flipped), (5, 5, 2)), minlength=50)
+    error = np.sqrt(count * 0.02 * 0.98)
+    assert np.abs(places - count * 0.02).max() < 5 * error
+
+
+def test_augmentation_depends_on_the_seed_alone():
+    x = images(16)
+    first, again, other = (data.random_crop_flip(x, seed) for seed in ((0, 1), (0, 1), (0, 2)))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_no_padding_leaves_the_image_or_its_mirror_image():
+    x = images(20)
+    for image, result in zip(x, data.random_crop_flip(x, (0, 0), padding=0).numpy(), strict=True):
+        assert np.array_equal(image, result) or np.array_equal(image[:, ::-1], result)
+    with pytest.raises(ValueError, match="padding=-1"):
+        data.random_crop_flip(x, (0, 0), padding=-1)
+
+
+# Batches
+
+
+def passes(count=2, augment=False, seed=0):
+    """Images and labels of some passes over 22 examples in batches of 8; labels are indices."""
+    dataset = data.batches(images(22), np.arange(22), 8, augment=augment, seed=seed)
+    return [[(x.numpy(), y.numpy()) for x, y in dataset] for _ in range(count)]
+
+
+def labels(one_pass):
+    return np.concatenate([y for _, y in one_pass])
+
+
+def test_a_pass_holds_every_example_once():
+    for one_pass in passes():
+        assert [len(x) for x, _ in one_pass] == [8, 8, 6]
+        np.testing.assert_array_equal(np.sort(labels(one_pass)), np.arange(22))
+        for x, y in one_pass:
+            np.testing.assert_array_equal(x, images(22)[y])
+    assert data.batches(images(22), np.arange(22), 8).cardinality() == 3
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_passes_differ_and_are_reproducible(augment):
+    first = passes(augment=augment)
+    tf.random.set_seed(7)  # must not matter
+    again, other = passes(augment=augment), passes(augment=augment, seed=1)
+    for one, two in zip(first, again, strict=True):
+        for batch, same in zip(one, two, strict=True):
+            np.testing.assert_array_equal(batch[0], same[0])
+            np.testing.assert_array_equal(batch[1], same[1])
+    assert len({labels(one_pass).tobytes() for one_pass in first + other}) == 4
+
+
+def test_crops_are_drawn_anew_in_every_pass():
+    first, second = (
+        np.concatenate([x for x, _ in one_pass])[np.argsort(labels(one_pass))]
+        for one_pass in passes(augment=True)
+    )
+    same = [np.array_equal(one, two) for one, two in zip(first, second, strict=True)]
+    assert sum(same) <= 3  # of 22, where an image is cropped alike with probability 1/162
+
+
+def test_batches_refuses():
+    for batch_size, seed in ((0, 0), (-4, 0), (4, -1)):
+        with pytest.raises(ValueError, match=f"batch_size={batch_size}, seed={seed}"):
+            data.batches(images(8), np.zeros(8, int), batch_size, seed=seed)

@@ -1,0 +1,284 @@
+"""NoisyModel and NoisyOptimizer: the contracts of training with noise."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_noisylb as nlb
+
+M_L, M_S = 24, 4
+
+
+def network(norm=True):
+    norms = [nlb.GhostBatchNormalization(6)] if norm else []
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Conv2D(3, 3, use_bias=False),
+            *norms,
+            keras.layers.ReLU(),
+            keras.layers.Dropout(0.2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, kernel_regularizer="l2"),
+        ]
+    )
+
+
+def images(count=60):
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((count, 6, 6, 2)).astype("float32"), rng.integers(0, 3, count)
+
+
+def compile_noisy(model, optimizer=None, noise=None, options=None, **compile_options):
+    noise = noise or nlb.DiagonalFisher(M_S)
+    optimizer = nlb.NoisyOptimizer(
+        optimizer or keras.optimizers.SGD(0.05, momentum=0.9), noise, seed=7, **(options or {})
+    )
+    compile_options = {"metrics": ["accuracy"], **compile_options}
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **compile_options,
+    )
+    return model
+
+
+def fit(model, epochs=2, **options):
+    x, y = images()
+    keras.utils.set_random_seed(3)
+    options = {"batch_size": M_L, "verbose": 0, **options}
+    return model.fit(x, y, epochs=epochs, **options).history
+
+
+def pair():
+    """A plain model and a wrapped copy with the same weights and dropout state."""
+    keras.utils.set_random_seed(0)
+    plain = network()
+    keras.utils.set_random_seed(0)
+    return plain, nlb.NoisyModel(network())
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager", "jit", "several steps"])
+@pytest.mark.parametrize("engine", ["layerwise", "vectorized_map"])
+def test_off_is_off(mode, engine):
+    if mode == "jit" and engine == "vectorized_map":
+        mode = "graph"
+    options = {
+        "graph": {"jit_compile": False},
+        "eager": {"run_eagerly": True},
+        "jit": {"jit_compile": True},
+        "several steps": {"steps_per_execution": 2},
+    }[mode]
+    plain, noisy = pair()
+    plain.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **options,
+    )
+    noise = nlb.DiagonalFisher(M_S, engine=engine)
+    compile_noisy(noisy, noise=noise, options={"noise_steps": 0}, **options)
+    history = fit(plain)
+    for key, values in fit(noisy).items():
+        np.testing.assert_allclose(values, history[key], rtol=1e-5)
+    for a, b in zip(plain.get_weights(), noisy.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    noisy.optimizer.noise_steps = None
+    fit(noisy, epochs=1)
+    fit(plain, epochs=1)
+    assert np.abs(plain.get_weights()[0] - noisy.get_weights()[0]).max() > 1e-4
+
+
+def applied_noise(draws, accumulated=None, multiplier=1.0, engine="auto"):
+    """Noise that training adds to the gradient of one fixed batch, many times over."""
+    x, y = images(M_L)
+    model = nlb.NoisyModel(network(norm=False))
+    model.model.layers[2].rate = 0.0
+    sgd = keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulated)
+    noise = nlb.DiagonalFisher(M_S, multiplier=multiplier, engine=engine)
+    compile_noisy(model, sgd, noise)
+    start = model.get_weights()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    fisher = nlb.gradients.diagonal_fisher(model, loss, x, y)
+    with tf.GradientTape() as tape:
+        value = loss(y, model(x, training=True)) + tf.add_n(model.losses)
+    gradient = tape.gradient(value, model.trainable_variables)
+    samples = []
+    for _ in range(draws):
+        model.set_weights(start)
+        for _ in range(accumulated or 1):
+            model.train_on_batch(x, y)
+        moved = zip(start, model.get_weights(), gradient, strict=True)
+        samples.append(np.concatenate([np.ravel(a - b - g) for a, b, g in moved]))
+    return np.stack(samples), np.concatenate([np.ravel(f) for f in fisher])
+
+
+def z_scores(samples, variance):
+    """Of the mean and of the sum of squares over coordinates, under N(0, variance)."""
+    draws = len(samples)
+    used = variance > 1e-8
+    standard = samples[:, used] / np.sqrt(variance[used])
+    number = draws * used.sum()
+    mean = standard.sum() / np.sqrt(number)
+    return mean, (np.square(standard).sum() - number) / np.sqrt(2 * number)
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+@pytest.mark.parametrize("engine", ["layerwise", "vectorized_map"])
+def test_the_applied_noise_has_the_papers_covariance(accumulated, engine):
+    samples, fisher = applied_noise(60, accumulated, multiplier=0.5, engine=engine)
+    large = M_L * (accumulated or 1)
+    variance = 0.25 * fisher * (large - M_S) / (large * M_S)
+    mean, spread = z_scores(samples, variance)
+    assert abs(mean) < 5
+    assert abs(spread) < 5
+    assert abs(z_scores(samples, 1.2 * variance)[1]) > 5  # a wrong covariance is noticed
+    correlation = np.corrcoef(samples[:30].ravel(), samples[30:].ravel())[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(samples.size / 2)  # draws are independent
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    schedule = nlb.WarmupStepDecay(0.05, warmup_steps=4, decay_steps=(9,))
+    model = compile_noisy(
+        nlb.NoisyModel(network()),
+        keras.optimizers.Adam(schedule, use_ema=True, global_clipnorm=1.0, weight_decay=1e-3),
+        options={"noise_steps": 9},
+    )
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    resumed = keras.saving.load_model(tmp_path / "model.keras")
+    assert resumed.optimizer.noise_steps == 9
+    fit(model)
+    fit(resumed)
+    for a, b in zip(model.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_seed_decides_the_noise():
+    def weights(seed):
+        keras.utils.set_random_seed(0)
+        model = compile_noisy(nlb.NoisyModel(network()))
+        model.optimizer.seed = seed
+        fit(model, epochs=1)
+        return model.get_weights()[0]
+
+    np.testing.assert_array_equal(weights(1), weights(1))
+    assert np.abs(weights(1) - weights(2)).max() > 1e-4
+
+
+def test_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = nlb.NoisyModel(network())
+        compile_noisy(model, keras.optimizers.SGD(0.02))
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        history = fit(model, epochs=8)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_a_plain_model_raises_at_its_first_step():
+    with pytest.raises(RuntimeError, match="NoisyModel"):
+        fit(compile_noisy(network()), epochs=1)
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset", "generator"])
+def test_a_nominal_batch_that_is_not_large_raises(form):
+    model = compile_noisy(nlb.NoisyModel(network()), noise=nlb.DiagonalFisher(20))
+    x, y = images()
+    data = {
+        "arrays": {"x": x, "y": y, "batch_size": 20},
+        "dataset": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(20)},
+        "generator": {"x": ((x[i : i + 20], y[i : i + 20]) for i in range(0, 60, 20))},
+    }[form]
+    with pytest.raises(ValueError, match=r"batch size 20 .*small_batch_size=20"):
+        model.fit(**data, verbose=0)
+
+
+def test_forms_of_data_and_weights():
+    x, y = images()
+    weight = np.linspace(0, 2, len(x)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(M_L)
+    results = []
+    for data in (
+        {"x": x, "y": y, "sample_weight": weight, "batch_size": M_L, "shuffle": False},
+        {"x": dataset},
+        {"x": ((a, b, c) for a, b, c in dataset.as_numpy_iterator())},
+    ):
+        keras.utils.set_random_seed(0)
+        model = compile_noisy(nlb.NoisyModel(network()))
+        model.fit(**data, verbose=0)
+        results.append(model.get_weights()[0])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results[0], results[2], rtol=1e-5, atol=1e-6)
+    model = compile_noisy(nlb.NoisyModel(network()))
+    history = fit(model, class_weight={0: 1.0, 1: 2.0, 2: 0.5}, validation_split=0.2)
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
+    assert model.predict(x, verbose=0).shape == (60, 3)
+
+
+def test_several_inputs_and_outputs():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Concatenate()([a, b]))
+    outputs = {"p": keras.layers.Dense(1)(hidden), "q": keras.layers.Dense(2)(hidden)}
+    model = nlb.NoisyModel(keras.Model({"a": a, "b": b}, outputs))
+    rng = np.random.default_rng(0)
+    x = {"a": rng.standard_normal((48, 4)), "b": rng.standard_normal((48, 3))}
+    y = {"p": rng.standard_normal((48, 1)), "q": rng.integers(0, 2, 48)}
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        nlb.NoisyOptimizer(keras.optimizers.Adam(0.01), nlb.DiagonalFisher(M_S)),
+        loss={"p": "mse", "q": crossentropy},
+        loss_weights={"p": 0.5, "q": 2.0},
+    )
+    history = model.fit(x, y, batch_size=M_L, epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.25, 3), (1.0, 12)])
+def test_noise_termination(fraction, expected):
+    model = compile_noisy(nlb.NoisyModel(network()))
+    fit(model, epochs=4, callbacks=[nlb.NoiseTermination(fraction)])
+    assert model.optimizer.noise_steps == expected
+    fit(model, epochs=4, initial_epoch=2, callbacks=[nlb.NoiseTermination(fraction)])
+    assert model.optimizer.noise_steps == max(12 - 6 + expected, 0)
+
+
+def test_noisy_gradients_in_a_custom_loop():
+    model, loss = network(norm=False), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x, y = images(M_L)
+    noise = nlb.DiagonalFisher(M_S)
+    first = nlb.noisy_gradients(model, loss, x, y, noise=noise, seed=1)
+    again = nlb.noisy_gradients(model, loss, x, y, noise=noise, seed=1)
+    other = nlb.noisy_gradients(model, loss, x, y, noise=noise, seed=tf.constant(2))
+    np.testing.assert_array_equal(first[1][0], again[1][0])
+    assert not np.allclose(first[1][0], other[1][0])
+    variables = model.trainable_variables
+    assert [g.shape for g in first[0]] == [n.shape for n in first[1]] == [v.shape for v in variables]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nlb.DiagonalFisher(0), "small_batch_size=0"),
+        (lambda: nlb.DiagonalFisher(8, engine="fast"), "engine='fast'"),
+        (lambda: nlb.DiagonalFisher(8, conv="a5"), "conv='a5'"),
+        (lambda: nlb.DiagonalFisher(8, max_examples=0), "max_examples=0"),
+        (lambda: nlb.DiagonalFisher(8, multiplier=-1), "multiplier=-1"),
+        (lambda: nlb.NoisyOptimizer("sgd", nlb.DiagonalFisher(8)), "'sgd'"),
+        (lambda: nlb.NoisyOptimizer(keras.optimizers.SGD(), "fisher"), "'fisher'"),
+        (lambda: nlb.NoiseTermination(1.5), "fraction=1.5"),
+        (lambda: nlb.NoisyModel("lenet"), "'lenet'"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_noise_scale_is_equation_5():
+    assert float(nlb.noise_scale(4096, 128)) == pytest.approx(0.0870, abs=5e-5)
+    assert float(nlb.noise_scale(128, 128)) == 0
+    assert float(nlb.noise_scale(0, 128)) == 0
