@@ -2,11 +2,10 @@
 
 import keras
 from keras import layers
-
 from keras_noisylb.models.blocks import normalize_relu, regularizer
 
 
-def LeNet(  # noqa: N802 (model builders are named as Keras names them)
+def LeNet(
     num_classes=10,
     input_shape=(28, 28, 1),
     normalization="ghost",

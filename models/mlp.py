@@ -2,11 +2,10 @@
 
 import keras
 from keras import layers
-
 from keras_noisylb.models.blocks import normalize_relu, regularizer
 
 
-def MLP(  # noqa: N802 (model builders are named as Keras names them)
+def MLP(
     num_classes=10,
     input_shape=(28, 28, 1),
     hidden_units=(512,) * 5,

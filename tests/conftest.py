@@ -16,9 +16,11 @@ tf.config.threading.set_intra_op_parallelism_threads(1)
 
 @pytest.fixture
 def float64():
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+    for dtype in ("float64", "float32"):
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(dtype)
+        if dtype == "float64":
+            yield
 
 
 @pytest.fixture(autouse=True)
