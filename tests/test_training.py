@@ -10,7 +10,7 @@ import keras_noisylb as nlb
 M_L, M_S = 24, 4
 
 
-def network(norm=True):
+def network(norm=True, dropout=0.2):
     norms = [nlb.GhostBatchNormalization(6)] if norm else []
     return keras.Sequential(
         [
@@ -18,7 +18,7 @@ def network(norm=True):
             keras.layers.Conv2D(3, 3, use_bias=False),
             *norms,
             keras.layers.ReLU(),
-            keras.layers.Dropout(0.2),
+            keras.layers.Dropout(dropout),
             keras.layers.Flatten(),
             keras.layers.Dense(3, kernel_regularizer="l2"),
         ]
@@ -93,8 +93,7 @@ def test_off_is_off(mode, engine):
 def applied_noise(draws, accumulated=None, multiplier=1.0, engine="auto"):
     """Noise that training adds to the gradient of one fixed batch, many times over."""
     x, y = images(M_L)
-    model = nlb.NoisyModel(network(norm=False))
-    model.model.layers[2].rate = 0.0
+    model = nlb.NoisyModel(network(norm=False, dropout=0.0))
     sgd = keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulated)
     noise = nlb.DiagonalFisher(M_S, multiplier=multiplier, engine=engine)
     compile_noisy(model, sgd, noise)
@@ -141,7 +140,7 @@ def test_the_applied_noise_has_the_papers_covariance(accumulated, engine):
 def test_resumed_equals_uninterrupted(tmp_path):
     schedule = nlb.WarmupStepDecay(0.05, warmup_steps=4, decay_steps=(9,))
     model = compile_noisy(
-        nlb.NoisyModel(network()),
+        nlb.NoisyModel(network(dropout=0.0)),
         keras.optimizers.Adam(schedule, use_ema=True, global_clipnorm=1.0, weight_decay=1e-3),
         options={"noise_steps": 9},
     )
@@ -247,7 +246,7 @@ def test_noise_termination(fraction, expected):
 
 
 def test_noisy_gradients_in_a_custom_loop():
-    model, loss = network(norm=False), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model, loss = network(norm=False, dropout=0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     x, y = images(M_L)
     noise = nlb.DiagonalFisher(M_S)
     first = nlb.noisy_gradients(model, loss, x, y, noise=noise, seed=1)
