@@ -22,7 +22,6 @@ class NoiseTermination(keras.callbacks.Callback):
             `NoisyOptimizer`.
 
     Example:
-
     ```python
     model.fit(x, y, epochs=20, callbacks=[keras_noisylb.NoiseTermination(fraction=0.25)])
     ```

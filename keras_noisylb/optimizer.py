@@ -32,7 +32,6 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             noise, or a number of steps that is not a non-negative integer.
 
     Example:
-
     ```python
     model = keras_noisylb.NoisyModel(model)
     model.compile(

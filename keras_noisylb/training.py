@@ -52,7 +52,6 @@ def noisy_gradients(model, loss, x, y, noise, seed, sample_weight=None):
         ValueError: if the noise cannot be computed for the model.
 
     Example:
-
     ```python
     gradients, noise = noisy_gradients(
         model, loss, x, y, noise=DiagonalFisher(64), seed=optimizer.iterations
@@ -92,7 +91,6 @@ class NoisyModel(keras.Model):
             than the noise's `small_batch_size`, so that there would be no noise at all.
 
     Example:
-
     ```python
     model = keras_noisylb.NoisyModel(keras_noisylb.models.LeNet(ghost_batch_size=64))
     ```
@@ -170,12 +168,10 @@ class NoisyModel(keras.Model):
             gradients, statistic = recorded.statistics()
             scale = noise_scale(parts * num_examples, noisy.noise.small_batch_size)
             noise = noisy.noise.sample(statistic, scale * parts**0.5, normal)
-            return present(
-                [
-                    g if g is None or n is None else g + tf.cast(n, g.dtype)
-                    for g, n in zip(gradients, noise, strict=True)
-                ]
-            )
+            return present([
+                g if g is None or n is None else g + tf.cast(n, g.dtype)
+                for g, n in zip(gradients, noise, strict=True)
+            ])
 
         # Only backward passes are inside: a branch may hold no assignment and no collective.
         found = iter(tf.cond(noisy.noise_on, with_noise, lambda: present(recorded.gradients())))

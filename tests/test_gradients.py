@@ -121,7 +121,10 @@ def test_chunks_do_not_change_the_sums(engine, budget, rng, monkeypatch):
         function = tf.function(
             lambda x, y: gradients.diagonal_fisher(model, MSE, x, y, engine=engine),
             jit_compile=jit,
-            input_signature=[tf.TensorSpec((None, *IMAGE), "float64"), tf.TensorSpec((None, 3), "float64")],
+            input_signature=[
+                tf.TensorSpec((None, *IMAGE), "float64"),
+                tf.TensorSpec((None, 3), "float64"),
+            ],
         )
         oracle.assert_close(function(x, y), expected)
 
@@ -146,15 +149,13 @@ def test_uncorrelated_is_the_formula_of_a5(rng):
 
 
 def ghost_net():
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dense(5),
-            nlb.GhostBatchNormalization(3),
-            layers.Activation("tanh"),
-            layers.Dense(3),
-        ]
-    )
+    return keras.Sequential([
+        keras.Input((4,)),
+        layers.Dense(5),
+        nlb.GhostBatchNormalization(3),
+        layers.Activation("tanh"),
+        layers.Dense(3),
+    ])
 
 
 def test_layerwise_on_ghost_batches_gives_contributions(rng):

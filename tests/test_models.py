@@ -1,5 +1,7 @@
 """Models and schedules against closed forms."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ def test_lenet_parameters():
 
 def test_mlp_parameters():
     units = [784, 512, 512, 512, 512, 512, 10]
-    expected = sum(a * b for a, b in zip(units, units[1:], strict=False))
+    expected = sum(a * b for a, b in itertools.pairwise(units))
     assert models.MLP(normalization=None).count_params() == expected + sum(units[1:])
 
 

@@ -12,17 +12,15 @@ M_L, M_S = 24, 4
 
 def network(norm=True, dropout=0.2):
     norms = [nlb.GhostBatchNormalization(6)] if norm else []
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 2)),
-            keras.layers.Conv2D(3, 3, use_bias=False),
-            *norms,
-            keras.layers.ReLU(),
-            keras.layers.Dropout(dropout),
-            keras.layers.Flatten(),
-            keras.layers.Dense(3, kernel_regularizer="l2"),
-        ]
-    )
+    return keras.Sequential([
+        keras.Input((6, 6, 2)),
+        keras.layers.Conv2D(3, 3, use_bias=False),
+        *norms,
+        keras.layers.ReLU(),
+        keras.layers.Dropout(dropout),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, kernel_regularizer="l2"),
+    ])
 
 
 def images(count=60):
@@ -246,7 +244,10 @@ def test_noise_termination(fraction, expected):
 
 
 def test_noisy_gradients_in_a_custom_loop():
-    model, loss = network(norm=False, dropout=0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model, loss = (
+        network(norm=False, dropout=0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     x, y = images(M_L)
     noise = nlb.DiagonalFisher(M_S)
     first = nlb.noisy_gradients(model, loss, x, y, noise=noise, seed=1)
@@ -255,7 +256,9 @@ def test_noisy_gradients_in_a_custom_loop():
     np.testing.assert_array_equal(first[1][0], again[1][0])
     assert not np.allclose(first[1][0], other[1][0])
     variables = model.trainable_variables
-    assert [g.shape for g in first[0]] == [n.shape for n in first[1]] == [v.shape for v in variables]
+    assert (
+        [g.shape for g in first[0]] == [n.shape for n in first[1]] == [v.shape for v in variables]
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ class Options:
             expected and the mend.
 
     Example:
-
     ```python
     results = keras_noisylb.paper.compare.compare(Options(epochs=10, seeds="1"))
     ```

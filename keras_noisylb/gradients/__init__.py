@@ -76,7 +76,6 @@ def per_example_gradients(model, loss, x, y, sample_weight=None, engine="auto"):
         ValueError: if no engine, or not the engine asked for, can treat the model.
 
     Example:
-
     ```python
     gradients = keras_noisylb.gradients.per_example_gradients(model, "mse", x, y)
     norms = sum(keras.ops.sum(g**2, axis=tuple(range(1, g.ndim))) for g in gradients)
@@ -114,7 +113,6 @@ def diagonal_fisher(
         ValueError: if no engine, or not the engine asked for, can treat the model.
 
     Example:
-
     ```python
     fisher = keras_noisylb.gradients.diagonal_fisher(model, "mse", x, y)
     trace = sum(keras.ops.sum(f) for f in fisher)

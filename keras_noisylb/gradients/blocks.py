@@ -40,7 +40,7 @@ class Outer:
 
 
 class Rows:
-    """g_i = Σ_t onehot(ids_it) d_itᵀ, for ids (M, T) and d (M, T, q): rows of a table of `num_rows`."""
+    """g_i = Σ_t onehot(ids_it) d_itᵀ for ids (M, T) and d (M, T, q): a table of `num_rows` rows."""
 
     compact = True
 

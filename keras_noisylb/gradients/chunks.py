@@ -36,7 +36,11 @@ def sum_over_chunks(function, arrays, num_examples, chunk, like):
         start = tf.minimum(k * size, num_examples - size)
         slices = [
             tf.ensure_shape(
-                tf.slice(array, [start] + [0] * (len(array.shape) - 1), [size, *tf.unstack(tf.shape(array))[1:]]),
+                tf.slice(
+                    array,
+                    [start] + [0] * (len(array.shape) - 1),
+                    [size, *tf.unstack(tf.shape(array))[1:]],
+                ),
                 (None, *array.shape[1:]),
             )
             for array in arrays
@@ -47,7 +51,5 @@ def sum_over_chunks(function, arrays, num_examples, chunk, like):
 
     zeros = [tf.zeros(shape, dtype) for shape, dtype in like]
     # One chunk after the other: running several at once would multiply the memory.
-    _, sums = tf.while_loop(
-        lambda k, sums: k < num_chunks, body, (0, zeros), parallel_iterations=1
-    )
+    _, sums = tf.while_loop(lambda k, sums: k < num_chunks, body, (0, zeros), parallel_iterations=1)
     return sums

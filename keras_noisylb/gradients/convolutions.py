@@ -1,4 +1,4 @@
-"""Rules for convolutions: g_i = Σ_t a_it d_itᵀ over output positions t, one sum per kernel position.
+"""Rules for convolutions: g_i = Σ_t a_it d_itᵀ over output positions t, for each kernel position.
 
 `conv="exact"` squares that sum; `conv="uncorrelated"` is the formula printed in the paper's A.5,
 E[Σ_t (a_it²)(d_it²)ᵀ], which drops the products between different positions.
@@ -13,6 +13,7 @@ from keras_noisylb.gradients.blocks import Pieces, Uncorrelated, offset, positio
 
 
 def conv(layer, use, d, conv):
+    """Conv1D and Conv2D: any stride, padding, dilation and number of groups."""
     a, d = _channels_last(layer, use.inputs, d)
     kernel = tf.cast(layer.kernel, d.dtype)
     if conv == "uncorrelated":
@@ -23,6 +24,7 @@ def conv(layer, use, d, conv):
 
 
 def depthwise_conv(layer, use, d, conv):
+    """DepthwiseConv2D."""
     a, d = _channels_last(layer, use.inputs, d)
     kernel = tf.cast(layer.kernel, d.dtype)
     return {
@@ -32,6 +34,7 @@ def depthwise_conv(layer, use, d, conv):
 
 
 def separable_conv(layer, use, d, conv):
+    """SeparableConv2D: the tensor between its two convolutions is computed again."""
     a, d = _channels_last(layer, use.inputs, d)
     depthwise = tf.cast(layer.depthwise_kernel, d.dtype)
     pointwise = tf.cast(layer.pointwise_kernel, d.dtype)[0, 0]

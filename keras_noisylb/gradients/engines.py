@@ -22,7 +22,7 @@ def layerwise_layers(model, x, engine, conv="exact"):
         The layers that the layerwise engine records, or `None` for the vectorized_map engine.
 
     Raises:
-        ValueError: if layerwise was asked for, by `engine` or by `conv`, and cannot treat the model.
+        ValueError: if layerwise was asked for, by `engine` or `conv`, and cannot treat the model.
     """
     if engine == "vectorized_map":
         return None

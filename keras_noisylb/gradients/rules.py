@@ -55,6 +55,7 @@ class LayerRules:
 
 
 def dense(layer, use, d, conv):
+    """Dense, on vectors or on the last axis of anything."""
     a = tf.cast(use.inputs, d.dtype)
     if len(a.shape) == 2:
         kernel = Outer(a, d)
@@ -78,6 +79,7 @@ def _einsum_applies(layer):
 
 
 def einsum_dense(layer, use, d, conv):
+    """EinsumDense: the equation of its kernel gradient, with the example axis kept."""
     a = tf.cast(use.inputs, d.dtype)
     inputs, kernel, output = _einsum_labels(layer)
     unused = [label for label in "ABCDEFGHIJ" if label not in layer.equation]
@@ -91,6 +93,7 @@ def einsum_dense(layer, use, d, conv):
 
 
 def embedding(layer, use, d, conv):
+    """Embedding: scattered rows, never a table for each example."""
     batch = tf.shape(d)[0]
     ids = tf.reshape(tf.cast(use.inputs, "int32"), (batch, -1))
     return {"embeddings": Rows(ids, tf.reshape(d, (batch, -1, d.shape[-1])), layer.input_dim)}
@@ -143,9 +146,7 @@ def default_rules():
     rules = LayerRules()
     layers = keras.layers
     rules.register(layers.Dense, LayerRule(dense, ("kernel", "bias")))
-    rules.register(
-        layers.EinsumDense, LayerRule(einsum_dense, ("kernel", "bias"), _einsum_applies)
-    )
+    rules.register(layers.EinsumDense, LayerRule(einsum_dense, ("kernel", "bias"), _einsum_applies))
     rules.register(layers.Embedding, LayerRule(embedding, ("embeddings",)))
     for layer_class in (layers.Conv1D, layers.Conv2D):
         rules.register(layer_class, LayerRule(convolutions.conv, ("kernel", "bias")))
@@ -154,9 +155,7 @@ def default_rules():
     )
     rules.register(
         layers.SeparableConv2D,
-        LayerRule(
-            convolutions.separable_conv, ("depthwise_kernel", "pointwise_kernel", "bias")
-        ),
+        LayerRule(convolutions.separable_conv, ("depthwise_kernel", "pointwise_kernel", "bias")),
     )
     for layer_class in (
         layers.BatchNormalization,

@@ -125,8 +125,7 @@ class Batch:
         self.y_pred, self.loss, self.data_loss, self.extra_loss = evaluated
 
     def arrays(self):
-        """All that `one_example` needs of each example, examples first: inputs, output gradients,
-        recorded values."""
+        """Inputs, output gradients and recorded values: all that `one_example` needs."""
         outputs = keras.tree.flatten(self.y_pred)
         gradients = self.tape.gradient(
             self.data_loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO

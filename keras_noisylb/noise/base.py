@@ -19,7 +19,6 @@ def noise_scale(large_batch_size, small_batch_size):
         Scalar float32 tensor.
 
     Example:
-
     >>> float(noise_scale(4096, 128))  # doctest: +ELLIPSIS
     0.0869...
     """

@@ -29,7 +29,6 @@ class DiagonalFisher(Noise):
         ValueError: for an argument outside of these values.
 
     Example:
-
     ```python
     noise = DiagonalFisher(small_batch_size=128)
     optimizer = NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise)
@@ -70,9 +69,7 @@ class DiagonalFisher(Noise):
     def sample(self, statistic, scale, normal):
         scale = scale * self.multiplier
         return [
-            None
-            if f is None
-            else ops.cast(scale, f.dtype) * ops.sqrt(f) * normal(f.shape, f.dtype)
+            None if f is None else ops.cast(scale, f.dtype) * ops.sqrt(f) * normal(f.shape, f.dtype)
             for f in statistic
         ]
 

@@ -133,7 +133,6 @@ def compare(options):
         CompareError: if it cannot be run as asked; nothing was changed.
 
     Example:
-
     ```python
     from noisylb.options import Options
 

@@ -17,7 +17,6 @@ class Regime:
         noise: function from the options to the noise, or `None` for plain training.
 
     Example:
-
     ```python
     REGIMES["lb-hot"] = Regime(
         "LB + double noise",
