@@ -2,6 +2,7 @@
 
 import keras
 from keras import layers
+
 from keras_noisylb.models.blocks import normalize_relu, regularizer
 
 

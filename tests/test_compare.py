@@ -4,10 +4,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from keras_noisylb.models import MLP
 from noisylb.options import Options
 
 from keras_noisylb import data, models
+from keras_noisylb.models import MLP
 from keras_noisylb.noise import DiagonalFisher
 from keras_noisylb.paper import compare, records, runs, splits
 from keras_noisylb.paper.regimes import REGIMES, choose

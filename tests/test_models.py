@@ -1,63 +1,79 @@
-"""Models and schedules against closed forms."""
-
-import itertools
-
 import keras
 import numpy as np
 import pytest
 
-import keras_noisylb as nlb
 from keras_noisylb import models
+from keras_noisylb.layers import GhostBatchNormalization
+
+SIZES = {"ghost": 4, "batch": 4, None: 1}  # parameters per unit beside its weights
 
 
-def test_lenet_parameters():
-    conv = 25 * 20 + 25 * 20 * 50
-    dense = 4 * 4 * 50 * 500 + 500 * 10
-    assert models.LeNet(normalization=None).count_params() == conv + dense + 70 + 500 + 10
-    trainable = sum(np.prod(v.shape) for v in models.LeNet().trainable_variables)
-    assert trainable == conv + dense + 10 + 2 * (70 + 500)
+@pytest.mark.parametrize("normalization", SIZES)
+@pytest.mark.parametrize(("shape", "classes"), [((28, 28, 1), 10), ((20, 32, 3), 7)])
+def test_lenet(normalization, shape, classes):
+    model = models.LeNet(classes, shape, normalization)
+    height, width = (((size - 4) // 2 - 4) // 2 for size in shape[:2])
+    per_unit = SIZES[normalization]
+    assert model.count_params() == (
+        20 * (25 * shape[2] + per_unit)
+        + 50 * (25 * 20 + per_unit)
+        + 500 * (50 * height * width + per_unit)
+        + classes * (500 + 1)
+    )
+    assert model.get_layer("pool2").output.shape == (None, height, width, 50)
+    assert model.output_shape == (None, classes)
+    assert model(np.ones((3, *shape)), training=True).shape == (3, classes)
 
 
-def test_mlp_parameters():
-    units = [784, 512, 512, 512, 512, 512, 10]
-    expected = sum(a * b for a, b in itertools.pairwise(units))
-    assert models.MLP(normalization=None).count_params() == expected + sum(units[1:])
+@pytest.mark.parametrize("normalization", SIZES)
+def test_mlp(normalization):
+    model = models.MLP(3, (4, 5), (6, 7), normalization)
+    per_unit = SIZES[normalization]
+    assert model.count_params() == 6 * (20 + per_unit) + 7 * (6 + per_unit) + 3 * (7 + 1)
+    assert model(np.ones((2, 4, 5)), training=True).shape == (2, 3)
+    hidden = [layer.units for layer in models.MLP().layers if isinstance(layer, keras.layers.Dense)]
+    assert hidden == [512] * 5 + [10]
+
+
+def test_layer_names_explain_themselves():
+    names = [layer.name for layer in models.LeNet().layers[1:]]
+    blocks = [[f"conv{k}", f"conv{k}_norm", f"conv{k}_relu", f"pool{k}"] for k in (1, 2)]
+    dense = ["flatten", "dense1", "dense1_norm", "dense1_relu", "logits"]
+    assert names == [*blocks[0], *blocks[1], *dense]
+
+
+@pytest.mark.parametrize("build", [models.LeNet, models.MLP])
+def test_options(build):
+    model = build(ghost_batch_size=64, l2=0.01, name="mine")
+    norms = [layer for layer in model.layers if isinstance(layer, GhostBatchNormalization)]
+    assert {norm.ghost_batch_size for norm in norms} == {64}
+    assert model.name == "mine"
+    kernels = [v for v in model.trainable_variables if v.name == "kernel"]
+    penalty = sum(0.01 * np.sum(np.square(kernel)) for kernel in kernels)
+    np.testing.assert_allclose(sum(model.losses), penalty, rtol=1e-5)
+    assert not build().losses
+    plain = build(normalization="batch").layers
+    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in plain)
+
+
+def test_initialisation_is_he():
+    """The variance of the kernels is 2 / fan-in, to five standard errors."""
+    kernel = np.asarray(models.LeNet().get_layer("dense1").kernel)
+    assert abs(kernel.var() * kernel.shape[0] / 2 - 1) < 5 * np.sqrt(2 / kernel.size)
 
 
 @pytest.mark.parametrize("name", models.names())
-@pytest.mark.parametrize("normalization", ["ghost", "batch", None])
-def test_models_give_logits_and_reload(name, normalization, tmp_path, rng):
-    model = models.get(name)(
-        num_classes=7, input_shape=(20, 24, 3), normalization=normalization, l2=1e-4
-    )
-    x = rng.standard_normal((5, 20, 24, 3)).astype("float32")
-    assert model(x, training=True).shape == (5, 7)
-    assert model.losses
+def test_registry(name, tmp_path):
+    model = models.get(name)(num_classes=4)
+    assert (model.name, model.output_shape) == (name, (None, 4))
     model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), model(x))
+    x = np.ones((2, 28, 28, 1))
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
 
 
-def test_unknown_names():
-    with pytest.raises(ValueError, match=r"'resnet9'.*lenet, mlp"):
-        models.get("resnet9")
-    with pytest.raises(ValueError, match="normalization"):
+def test_refuses():
+    with pytest.raises(ValueError, match=r"Unknown model 'resnet'.*lenet, mlp"):
+        models.get("resnet")
+    with pytest.raises(ValueError, match=r"`normalization` must be one of.*Received: 'layer'"):
         models.LeNet(normalization="layer")
-
-
-def test_warmup_step_decay():
-    schedule = nlb.WarmupStepDecay(0.8, warmup_steps=4, decay_steps=(6, 9), decay_factor=0.1)
-    again = nlb.WarmupStepDecay.from_config(schedule.get_config())
-    expected = [0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.08, 0.08, 0.08, 0.008, 0.008]
-    for step, rate in enumerate(expected):
-        for kind in (int, float, keras.ops.convert_to_tensor):
-            assert float(schedule(kind(step))) == pytest.approx(rate)
-        assert float(again(step)) == pytest.approx(rate)
-    assert float(nlb.WarmupStepDecay(0.5)(0)) == 0.5
-    for bad in ({"learning_rate": -1}, {"learning_rate": 1, "decay_steps": (5, 2)}):
-        with pytest.raises(ValueError, match="Received"):
-            nlb.WarmupStepDecay(**bad)
-
-
-def test_scaling_rules():
-    assert nlb.linear_scaling(0.1, 4096, 128) == pytest.approx(3.2)
-    assert nlb.sqrt_scaling(0.1, 4096, 128) == pytest.approx(0.1 * 32**0.5)
