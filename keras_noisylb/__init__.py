@@ -1,12 +1,16 @@
 """Large-batch training with structured covariance noise, for Keras 3 on TensorFlow."""
 
-import keras
+import os
 
-if keras.backend.backend() != "tensorflow":
+_backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+if _backend == "tensorflow":  # importing Keras with another one fails in its own words
+    import keras
+
+    _backend = keras.backend.backend()
+if _backend != "tensorflow":
     raise ImportError(
-        "keras_noisylb needs Keras' TensorFlow backend, but Keras runs on "
-        f"{keras.backend.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow "
-        "before Keras is imported."
+        f"keras_noisylb needs Keras' TensorFlow backend, but Keras runs on {_backend!r}: set the "
+        "environment variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
 from keras_noisylb import data, gradients, models, noise, schedules

@@ -1,7 +1,12 @@
-"""README's Python runs as printed, at a reduced number of epochs."""
+"""README's Python runs as printed, at a reduced number of epochs; imports do as they say."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
+
+import pytest
 
 import keras_noisylb
 
@@ -23,3 +28,17 @@ def test_readme_code_runs(tmp_path, monkeypatch):
 def test_everything_public_exists():
     for name in keras_noisylb.__all__:
         assert getattr(keras_noisylb, name) is not None
+
+
+@pytest.mark.parametrize("backend", ["numpy", "jax"])
+def test_another_backend_is_refused_in_one_sentence(backend):
+    done = subprocess.run(
+        [sys.executable, "-c", "import keras_noisylb"],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: keras_noisylb needs Keras' TensorFlow backend")
+    assert repr(backend) in last
