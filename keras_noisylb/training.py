@@ -111,19 +111,26 @@ class NoisyModel(keras.Model):
     def call(self, inputs, training=None):
         return call_model(self.model, inputs, training)
 
-    def fit(self, x=None, y=None, batch_size=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        **kwargs,
+    ):
         noisy = find_noisy(self.optimizer)
         if noisy is not None:
-            callbacks = kwargs.pop("callbacks", None) or []
             check = _BatchSizeCheck(noisy)
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 callbacks.append(check)
             else:
-                callbacks = [*keras.tree.flatten(callbacks), check]
-            kwargs["callbacks"] = callbacks
+                callbacks = [*keras.tree.flatten(callbacks or []), check]
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
-        return super().fit(x, y, batch_size=batch_size, **kwargs)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def train_step(self, data):
         noisy = find_noisy(self.optimizer)

@@ -284,3 +284,22 @@ def test_noise_scale_is_equation_5():
     assert float(nlb.noise_scale(4096, 128)) == pytest.approx(0.0870, abs=5e-5)
     assert float(nlb.noise_scale(128, 128)) == 0
     assert float(nlb.noise_scale(0, 128)) == 0
+
+
+def test_callbacks_of_keras_see_an_ordinary_optimizer(tmp_path):
+    x, y = images()
+    model = compile_noisy(nlb.NoisyModel(network()), keras.optimizers.Adam(0.01))
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.02 / (epoch + 1)),
+        keras.callbacks.ReduceLROnPlateau(monitor="loss"),
+        keras.callbacks.EarlyStopping(monitor="loss", patience=5),
+        keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="loss"),
+    ]
+    model.fit(x, y, M_L, 3, 0, callbacks)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(
+        0.02 / 3
+    )
+    assert len(keras.saving.load_model(tmp_path / "best.keras").optimizer.variables) == len(
+        model.optimizer.variables
+    )
