@@ -213,7 +213,7 @@ def test_held_out_part_replaces_the_test_set(tmp_path, small_data):
 def test_regimes_take_their_options(tmp_path):
     chosen = choose(options(tmp_path, learning_rate="lb=0.5", multiplier=0.5, conv="uncorrelated"))
     assert {name: rate for name, (_, rate) in chosen.items()} == {
-        "sb": 0.01, "lb": 0.5, "lb-diagonal": 0.5,
+        "sb": 0.02, "lb": 0.5, "lb-diagonal": 0.5,
     }  # fmt: skip
     noise = REGIMES["lb-diagonal"].noise(options(tmp_path, multiplier=0.5, conv="uncorrelated"))
     assert isinstance(noise, DiagonalFisher)
