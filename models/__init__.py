@@ -1,23 +1,37 @@
 """Ordinary Keras models, with ghost batch normalisation by default."""
 
+import functools
+import re
+
+from keras_noisylb.models.alexnet import AlexNet
 from keras_noisylb.models.lenet import LeNet
 from keras_noisylb.models.mlp import MLP
+from keras_noisylb.models.resnet import ResNet, ResNet44, ResNet44x2
+from keras_noisylb.models.vgg import VGG16
 
-_BUILDERS = {"lenet": LeNet, "mlp": MLP}
+_BUILDERS = {
+    "alexnet": AlexNet,
+    "lenet": LeNet,
+    "mlp": MLP,
+    "resnet8": functools.partial(ResNet, depth=8),
+    "resnet44": ResNet44,
+    "resnet44x2": ResNet44x2,
+    "vgg16": VGG16,
+}
 
-__all__ = ["MLP", "LeNet", "get", "names"]
+__all__ = ["AlexNet", "LeNet", "MLP", "ResNet", "ResNet44", "ResNet44x2", "VGG16", "get", "names"]
 
 
 def names():
-    """The names that `get` knows."""
-    return sorted(_BUILDERS)
+    """The names that `get` knows, beside those of other depths and widths of `ResNet`."""
+    return list(_BUILDERS)
 
 
 def get(name):
     """The builder of the model called `name`.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or such as "resnet20" or "resnet20x4" for another `ResNet`.
 
     Returns:
         A function such as `LeNet`.
@@ -29,6 +43,12 @@ def get(name):
     >>> get("lenet")(num_classes=3).output_shape
     (None, 3)
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}")
-    return _BUILDERS[name]
+    if name in _BUILDERS:
+        return _BUILDERS[name]
+    if match := re.fullmatch(r"resnet(\d+)(?:x(\d+))?", str(name)):
+        depth, width = match.groups(default=1)
+        return functools.partial(ResNet, depth=int(depth), width=int(width))
+    raise ValueError(
+        f"Unknown model {name!r}. Known models: {', '.join(names())}, and resnet<depth> or "
+        "resnet<depth>x<width> with a depth of 6n + 2"
+    )

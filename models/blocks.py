@@ -1,38 +1,95 @@
 """Pieces that the models share."""
 
 import keras
+from keras import layers
 
 from keras_noisylb.layers import GhostBatchNormalization
 
 NORMALIZATIONS = ("ghost", "batch", None)
 
 
-def regularizer(l2):
-    """L2 regulariser l2 · ‖w‖², or `None` for 0."""
-    return keras.regularizers.L2(l2) if l2 else None
-
-
-def normalize_relu(x, name, normalization, ghost_batch_size):
-    """Normalise (or not) and apply ReLU.
+def image_input(input_shape, smallest=1):
+    """Symbolic input for images that the model's strides leave something of.
 
     Args:
-        x: symbolic tensor.
-        name: prefix of the layers' names.
-        normalization: "ghost", "batch" or `None`.
-        ghost_batch_size: examples in a ghost.
+        input_shape: shape (height, width, channels) of one image.
+        smallest: least height and width.
 
     Returns:
-        Symbolic tensor.
+        Symbolic tensor (B, *input_shape).
 
     Raises:
-        ValueError: for another normalization.
+        ValueError: if `input_shape` is no such shape, or smaller.
     """
-    if normalization not in NORMALIZATIONS:
+    shape = tuple(input_shape)
+    if len(shape) != 3 or None in shape or min(shape[:2]) < smallest:
         raise ValueError(
-            f"`normalization` must be one of {NORMALIZATIONS}. Received: {normalization!r}"
+            f"`input_shape` must be (height, width, channels) of at least {smallest}x{smallest} "
+            f"pixels for this model. Received: input_shape={input_shape}. Resize or pad the "
+            "images, or take a model that shrinks them less."
         )
-    if normalization == "ghost":
-        x = GhostBatchNormalization(ghost_batch_size, name=f"{name}_norm")(x)
-    elif normalization == "batch":
-        x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
-    return keras.layers.ReLU(name=f"{name}_relu")(x)
+    return keras.Input(shape)
+
+
+class Blocks:
+    """Adds layers to one model, all of them normalised, initialised and regularised alike.
+
+    Kernels are initialised by He et al. 2015. Each method takes a symbolic tensor and the name that
+    its layers start with, and returns a symbolic tensor.
+
+    Args:
+        normalization: `"ghost"`, `"batch"` or `None`.
+        ghost_batch_size: examples that ghost batch normalisation takes together.
+        l2: factor of the squared norm of the kernels in the loss.
+
+    Raises:
+        ValueError: for an unknown normalization.
+    """
+
+    def __init__(self, normalization, ghost_batch_size, l2):
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"`normalization` must be one of {NORMALIZATIONS}. Received: {normalization!r}"
+            )
+        self.normalization = normalization
+        self.ghost_batch_size = ghost_batch_size
+        self.kernel_options = {
+            "kernel_initializer": "he_normal",
+            "kernel_regularizer": keras.regularizers.L2(l2) if l2 else None,
+        }
+        # The normalisation's own offset makes a bias superfluous.
+        self.options = {"use_bias": normalization is None, **self.kernel_options}
+
+    def conv(self, x, filters, size, name, **options):
+        """A convolution with square filters, to be normalised."""
+        return layers.Conv2D(filters, size, name=name, **self.options, **options)(x)
+
+    def norm(self, x, name):
+        """The normalisation, if there is one."""
+        if self.normalization == "ghost":
+            return GhostBatchNormalization(self.ghost_batch_size, name=f"{name}_norm")(x)
+        if self.normalization == "batch":
+            return layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
+        return x
+
+    def norm_relu(self, x, name):
+        """The normalisation, then ReLU."""
+        return layers.ReLU(name=f"{name}_relu")(self.norm(x, name))
+
+    def conv_norm_relu(self, x, filters, size, name, **options):
+        """A convolution, the normalisation, then ReLU."""
+        return self.norm_relu(self.conv(x, filters, size, name, **options), name)
+
+    def dense_stack(self, x, units, dropout=0.0):
+        """Flatten, then fully connected layers dense1, dense2, ..., each followed by dropout."""
+        x = layers.Flatten(name="flatten")(x)
+        for k, width in enumerate(units, start=1):
+            x = layers.Dense(width, name=f"dense{k}", **self.options)(x)
+            x = self.norm_relu(x, f"dense{k}")
+            if dropout:
+                x = layers.Dropout(dropout, name=f"dense{k}_dropout")(x)
+        return x
+
+    def logits(self, x, num_classes):
+        """The last layer, with bias and without normalisation."""
+        return layers.Dense(num_classes, name="logits", **self.kernel_options)(x)

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from keras_noisylb.models.blocks import normalize_relu, regularizer
+from keras_noisylb.models.blocks import Blocks, image_input
 
 
 def LeNet(
@@ -28,20 +28,16 @@ def LeNet(
         A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
 
     Raises:
-        ValueError: for an unknown normalization.
+        ValueError: for an unknown normalization or images that are too small.
 
     Example:
     >>> LeNet(normalization=None).count_params()
     431080
     """
-    options = {"kernel_initializer": "he_normal", "kernel_regularizer": regularizer(l2)}
-    use_bias = normalization is None  # the normalisation's own offset makes it superfluous
-    inputs = x = keras.Input(input_shape)
+    blocks = Blocks(normalization, ghost_batch_size, l2)
+    inputs = x = image_input(input_shape, smallest=16)
     for k, filters in enumerate((20, 50), start=1):
-        x = layers.Conv2D(filters, 5, use_bias=use_bias, name=f"conv{k}", **options)(x)
-        x = normalize_relu(x, f"conv{k}", normalization, ghost_batch_size)
+        x = blocks.conv_norm_relu(x, filters, 5, f"conv{k}")
         x = layers.MaxPooling2D(name=f"pool{k}")(x)
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(500, use_bias=use_bias, name="dense1", **options)(x)
-    x = normalize_relu(x, "dense1", normalization, ghost_batch_size)
-    return keras.Model(inputs, layers.Dense(num_classes, name="logits", **options)(x), name=name)
+    x = blocks.dense_stack(x, (500,))
+    return keras.Model(inputs, blocks.logits(x, num_classes), name=name)

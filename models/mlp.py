@@ -1,9 +1,8 @@
 """Multilayer perceptron."""
 
 import keras
-from keras import layers
 
-from keras_noisylb.models.blocks import normalize_relu, regularizer
+from keras_noisylb.models.blocks import Blocks
 
 
 def MLP(
@@ -36,11 +35,7 @@ def MLP(
     >>> MLP(hidden_units=(32,)).output_shape
     (None, 10)
     """
-    options = {"kernel_initializer": "he_normal", "kernel_regularizer": regularizer(l2)}
+    blocks = Blocks(normalization, ghost_batch_size, l2)
     inputs = keras.Input(input_shape)
-    x = layers.Flatten(name="flatten")(inputs)
-    for k, units in enumerate(hidden_units, start=1):
-        use_bias = normalization is None
-        x = layers.Dense(units, use_bias=use_bias, name=f"dense{k}", **options)(x)
-        x = normalize_relu(x, f"dense{k}", normalization, ghost_batch_size)
-    return keras.Model(inputs, layers.Dense(num_classes, name="logits", **options)(x), name=name)
+    x = blocks.dense_stack(inputs, hidden_units)
+    return keras.Model(inputs, blocks.logits(x, num_classes), name=name)

@@ -1,0 +1,49 @@
+"""AlexNet for CIFAR."""
+
+import keras
+from keras import layers
+
+from keras_noisylb.models.blocks import Blocks, image_input
+
+
+def AlexNet(
+    num_classes=10,
+    input_shape=(32, 32, 3),
+    normalization="ghost",
+    ghost_batch_size=128,
+    l2=0.0,
+    dropout=0.5,
+    name="alexnet",
+):
+    """AlexNet as Hoffer et al. 2017 cut it down for CIFAR (https://arxiv.org/abs/1705.08741).
+
+    Twice 64 5x5 filters, 3x3 pooling with stride 2, normalisation and ReLU; then 384 and 192 hidden
+    units with dropout (Krizhevsky et al. 2012 is the original).
+
+    Args:
+        num_classes: number of logits.
+        input_shape: shape (height, width, channels) of one image, at least 7x7.
+        normalization: `"ghost"`, `"batch"` or `None`, before each ReLU.
+        ghost_batch_size: examples that ghost batch normalisation takes together.
+        l2: factor of the squared norm of the kernels in the loss.
+        dropout: share of the hidden units that are dropped.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
+
+    Raises:
+        ValueError: for an unknown normalization or images that are too small.
+
+    Example:
+    >>> AlexNet().get_layer("pool2").output.shape
+    (None, 7, 7, 64)
+    """
+    blocks = Blocks(normalization, ghost_batch_size, l2)
+    inputs = x = image_input(input_shape, smallest=7)
+    for k in (1, 2):
+        x = blocks.conv(x, 64, 5, f"conv{k}", padding="same")
+        x = layers.MaxPooling2D(3, strides=2, name=f"pool{k}")(x)
+        x = blocks.norm_relu(x, f"conv{k}")
+    x = blocks.dense_stack(x, (384, 192), dropout)
+    return keras.Model(inputs, blocks.logits(x, num_classes), name=name)

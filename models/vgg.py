@@ -1,0 +1,54 @@
+"""VGG16."""
+
+import keras
+from keras import layers
+
+from keras_noisylb.models.blocks import Blocks, image_input
+
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters and number of convolutions
+
+
+def VGG16(
+    num_classes=10,
+    input_shape=(32, 32, 3),
+    dense_units=(),
+    normalization="ghost",
+    ghost_batch_size=128,
+    l2=0.0,
+    dropout=0.5,
+    name="vgg16",
+):
+    """VGG with 13 convolutions in five stages (Simonyan and Zisserman 2014, configuration D).
+
+    By default the form that is usual for CIFAR, in which the logits follow the last pooling. That
+    for ImageNet has `dense_units=(4096, 4096)`, `input_shape=(224, 224, 3)`, `num_classes=1000`,
+    and in the paper `normalization=None` (https://arxiv.org/abs/1409.1556).
+
+    Args:
+        num_classes: number of logits.
+        input_shape: shape (height, width, channels) of one image, at least 32x32.
+        dense_units: units of each fully connected layer before the logits.
+        normalization: `"ghost"`, `"batch"` or `None`, before each ReLU.
+        ghost_batch_size: examples that ghost batch normalisation takes together.
+        l2: factor of the squared norm of the kernels in the loss.
+        dropout: share of each fully connected layer's units that are dropped.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
+
+    Raises:
+        ValueError: for an unknown normalization or images that are too small.
+
+    Example:
+    >>> VGG16(normalization=None).count_params()
+    14719818
+    """
+    blocks = Blocks(normalization, ghost_batch_size, l2)
+    inputs = x = image_input(input_shape, smallest=32)
+    for stage, (filters, convolutions) in enumerate(STAGES, start=1):
+        for k in range(1, convolutions + 1):
+            x = blocks.conv_norm_relu(x, filters, 3, f"stage{stage}_conv{k}", padding="same")
+        x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
+    x = blocks.dense_stack(x, dense_units, dropout)
+    return keras.Model(inputs, blocks.logits(x, num_classes), name=name)
