@@ -14,10 +14,21 @@ if _backend != "tensorflow":
     )
 
 from keras_noisylb import data, gradients, models, noise, schedules
+from keras_noisylb.batch_change import BatchChange
 from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
-from keras_noisylb.noise import DiagonalFisher, noise_scale
+from keras_noisylb.monitor import GradientNoiseMonitor
+from keras_noisylb.noise import (
+    DiagonalFisher,
+    FisherTrace,
+    FullFisher,
+    Isotropic,
+    KroneckerFactored,
+    Multiplicative,
+    noise_scale,
+)
 from keras_noisylb.optimizer import NoisyOptimizer
+from keras_noisylb.report import report
 from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling
 from keras_noisylb.training import NoisyModel, noisy_gradients
 
@@ -28,11 +39,19 @@ __all__ = [
     "NoisyModel",
     "NoisyOptimizer",
     "noisy_gradients",
+    "report",
     # noises
     "DiagonalFisher",
+    "FisherTrace",
+    "FullFisher",
+    "Isotropic",
+    "KroneckerFactored",
+    "Multiplicative",
     "noise",
     "noise_scale",
     # callbacks and schedules
+    "BatchChange",
+    "GradientNoiseMonitor",
     "NoiseTermination",
     "WarmupStepDecay",
     "linear_scaling",

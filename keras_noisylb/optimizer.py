@@ -5,6 +5,7 @@ import random
 import keras
 
 from keras_noisylb.noise import Noise
+from keras_noisylb.noise.base import one_of
 
 NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
 
@@ -13,17 +14,18 @@ NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
 class NoisyOptimizer(keras.optimizers.Optimizer):
     """Wraps a Keras optimizer and says what noise `NoisyModel` adds to each gradient.
 
-    The gradient with its noise is handed to `inner_optimizer`, so momentum accumulates the noise,
-    and clipping and weight decay act on it as on any gradient. The noise is drawn from `seed` and
-    the step count alone: the same seed gives the same noise, also in a run that was stopped and
-    resumed.
+    The noise is drawn from `seed` and the step count alone: the same seed gives the same noise,
+    also in a run that was stopped and resumed.
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` that makes the updates.
         noise: the noise to add, for example `DiagonalFisher(small_batch_size=128)`.
         noise_steps: number of updates after which the noise ends; `None` for never. Can be
             assigned during training.
-        placement: where the noise enters: `"gradient"`, the gradient that `inner_optimizer` gets.
+        placement: where the noise enters. `"gradient"`: the gradient that `inner_optimizer` gets,
+            so that momentum accumulates it, and clipping and weight decay act on it as on any
+            gradient. `"update"`: the learning rate times the noise is added to the parameters
+            after each update, equation 2 of Wen et al. 2020 to the letter whatever the momentum.
         seed: integer; `None` draws one, which `get_config` then holds.
         name: name of the optimizer.
 
@@ -70,14 +72,19 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
                 "`noise` must be a noise of keras_noisylb, such as DiagonalFisher("
                 f"small_batch_size=128). Received: {noise!r}"
             )
-        if placement != "gradient":
-            raise ValueError(f'`placement` must be "gradient". Received: placement={placement!r}')
+        one_of("placement", placement, ("gradient", "update"))
+        if placement == "update" and noise.shared:
+            raise ValueError(
+                f"{type(noise).__name__} multiplies the gradient, so its place is "
+                f'placement="gradient". Received: placement={placement!r}'
+            )
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.noise = noise
         self.placement = placement
         self.seed = random.randrange(2**31) if seed is None else seed
         self.has_statistics = False
+        self._stored = None
         self._noise_steps = self.add_variable(
             (), dtype="int32", aggregation="only_first_replica", name="noise_steps"
         )
@@ -100,8 +107,66 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     @property
     def noise_on(self):
-        """Scalar boolean tensor: whether the coming update gets noise."""
-        return keras.ops.less(keras.ops.cast(self.iterations, "int32"), self._noise_steps)
+        """Scalar boolean tensor: whether the coming batch gets noise."""
+        on = keras.ops.less(keras.ops.cast(self.iterations, "int32"), self._noise_steps)
+        accumulated = self.accumulated
+        if self.placement == "gradient" or accumulated == 1:
+            return on
+        # The parameters move once for all accumulated batches, with the last one.
+        last = keras.ops.equal((self.micro_steps + 1) % accumulated, 0)
+        return keras.ops.logical_and(on, last)
+
+    @property
+    def is_fresh(self):
+        """Scalar boolean tensor: whether the coming batch makes a new statistic for its noise."""
+        return keras.ops.equal(self.iterations % self.noise.update_every, 0)
+
+    @property
+    def accumulated(self):
+        """Number of batches that one update accumulates."""
+        return self.inner_optimizer.gradient_accumulation_steps or 1
+
+    @property
+    def stored(self):
+        """The statistic of an earlier update, nested as the noise wants it, or `None`."""
+        if self._stored is None:
+            return None
+        values = iter(keras.ops.convert_to_tensor(v) for v in self._stored)
+        return _map_shapes(lambda shape: next(values), self._stored_shapes)
+
+    def store(self, shapes):
+        """Keep room for a statistic that serves several updates.
+
+        Args:
+            shapes: its shapes, lists and tuples nested as the statistic is, `None` where it has
+                nothing.
+        """
+        self._stored_shapes, self._stored = shapes, []
+        # Each device keeps its own, read as their mean: nothing is communicated in a step.
+        _map_shapes(
+            lambda shape: self._stored.append(
+                keras.Variable(
+                    keras.ops.zeros(shape),
+                    trainable=False,
+                    synchronization="on_read",
+                    aggregation="mean",
+                    name=f"statistic_{len(self._stored)}",
+                )
+            ),
+            shapes,
+        )
+
+    def keep(self, statistic):
+        """Remember a statistic, if there is room for one.
+
+        Args:
+            statistic: as `stored` gives it.
+        """
+        if self._stored is None:
+            return
+        values = [v for v in keras.tree.flatten(statistic) if v is not None]
+        for variable, value in zip(self._stored, values, strict=True):
+            variable.assign(value)
 
     @property
     def micro_steps(self):
@@ -129,7 +194,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self):
-        return [*self._variables, *self.inner_optimizer.variables]
+        return [*self._variables, *(self._stored or ()), *self.inner_optimizer.variables]
 
     @property
     def learning_rate(self):
@@ -167,6 +232,15 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
                 config[name], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def _map_shapes(function, shapes):
+    """Apply a function to every shape in nested lists and tuples of shapes and `None`s."""
+    if shapes is None:
+        return None
+    if isinstance(shapes, tuple) and all(isinstance(size, int) for size in shapes):
+        return function(shapes)
+    return type(shapes)(_map_shapes(function, entry) for entry in shapes)
 
 
 def find_noisy(optimizer):

@@ -1,41 +1,35 @@
 """Training with noise: `NoisyModel` for `fit`, `noisy_gradients` for custom loops."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients import engines, objective
-from keras_noisylb.gradients.objective import Objective, batch_size, call_model
-from keras_noisylb.noise import noise_scale
+from keras_noisylb.draws import Draws
+from keras_noisylb.gradients import objective
+from keras_noisylb.gradients.batch import Batch, ghost_size
+from keras_noisylb.gradients.kronecker import stored_like
+from keras_noisylb.gradients.labels import label_sampler
+from keras_noisylb.gradients.objective import Objective, call_model
+from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find_noisy
+from keras_noisylb.placement import ParameterNoise
+from keras_noisylb.step import Parts, Step
 
 
-def _record(target, noise, x, y, sample_weight):
-    return engines.squares(
-        target,
-        x,
-        y,
-        sample_weight,
-        engine=noise.engine,
-        max_examples=noise.max_examples,
-        conv=noise.conv,
-    )
+def _labels(noise, loss):
+    if noise is None or noise.fisher != "true":
+        return None
+    return noise.sampler or label_sampler(loss)
 
 
-def _normal(seed):
-    """A source of standard normal tensors; every call folds a new number into `seed`."""
-    calls = iter(range(2**31))
-
-    def normal(shape, dtype):
-        return tf.random.stateless_normal(shape, tf.random.fold_in(seed, next(calls)), dtype=dtype)
-
-    return normal
-
-
-def noisy_gradients(model, loss, x, y, noise, seed, sample_weight=None):
+def noisy_gradients(model, loss, x, y, noise, seed, sample_weight=None, num_microbatches=1):
     """The gradient of a large batch and one sample of its noise, for custom training loops.
 
+    The model runs in training mode, and its moving statistics are updated.
+
     Args:
-        model: a Keras model; it runs in training mode.
+        model: a Keras model.
         loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
         x: inputs, M_L examples first.
         y: targets.
@@ -43,6 +37,7 @@ def noisy_gradients(model, loss, x, y, noise, seed, sample_weight=None):
         seed: integer, or scalar integer tensor such as `optimizer.iterations`: the same seed gives
             the same noise, so take another one at every step.
         sample_weight: weights of the examples, or `None`.
+        num_microbatches: number of chunks in which the batch is computed, one after the other.
 
     Returns:
         Tuple `(gradients, noise)` of lists aligned with `model.trainable_variables`, `None` where a
@@ -66,10 +61,16 @@ def noisy_gradients(model, loss, x, y, noise, seed, sample_weight=None):
     )
     if not model.built:
         model(x)
-    gradients, statistic = _record(objective(model, loss), noise, x, y, sample_weight).statistics()
-    scale = noise_scale(batch_size(x), noise.small_batch_size)
-    sample = noise.sample(statistic, scale, _normal(tf.stack([tf.cast(seed, "int32"), 0])))
-    return gradients, sample
+    target = objective(model, loss, _labels(noise, loss))
+    draws = Draws(tf.stack([tf.cast(seed, "int32"), 0]))
+    batch = Batch(x, y, sample_weight)
+    step = Step(
+        target, batch, noise, Parts(), draws, draws, num_chunks=num_microbatches, separate=True
+    )
+    outcome = step.run(tf.constant(True), tf.constant(True))
+    for variable, value in outcome.state:
+        variable.assign(value)
+    return outcome.gradients, outcome.noise
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -81,6 +82,10 @@ class NoisyModel(keras.Model):
 
     Args:
         model: the `keras.Model` to train. Its weights are shared, not copied.
+        num_microbatches: number of chunks in which each batch is computed, one after the other, so
+            that a large batch needs the memory of one chunk. Ghost batches are kept whole, and the
+            gradient is that of the whole batch for every loss that is a sum over examples. `None`
+            computes the batch at once.
 
     Call arguments:
         inputs: the model's inputs.
@@ -88,7 +93,8 @@ class NoisyModel(keras.Model):
 
     Raises:
         ValueError: if `model` is not a Keras model, or (in `fit`) if the batch size is not larger
-            than the noise's `small_batch_size`, so that there would be no noise at all.
+            than the noise's `small_batch_size`, so that there would be no noise at all, or has
+            fewer ghost batches than microbatches.
 
     Example:
     ```python
@@ -96,12 +102,16 @@ class NoisyModel(keras.Model):
     ```
     """
 
-    def __init__(self, model, **kwargs):
+    def __init__(self, model, num_microbatches=None, **kwargs):
         if not isinstance(model, keras.Model):
             raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+        if num_microbatches is not None:
+            positive_integer("num_microbatches", num_microbatches, "or None to use no chunks")
         super().__init__(**kwargs)
         self.model = model
+        self.num_microbatches = num_microbatches
         self.built = model.built
+        self._monitors, self._evaluates = [], False
 
     def build(self, input_shape):
         if not self.model.built:
@@ -110,6 +120,24 @@ class NoisyModel(keras.Model):
 
     def call(self, inputs, training=None):
         return call_model(self.model, inputs, training)
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        noisy = find_noisy(self.optimizer)
+        if noisy is not None and noisy.noise.update_every > 1:
+            if not self.built:
+                raise ValueError(
+                    f"A noise with update_every={noisy.noise.update_every} keeps factors of the "
+                    "size of the model's layers. Build the model (give it an Input layer, or call "
+                    "model.build(input_shape)) before it is compiled."
+                )
+            noisy.store(stored_like(self.model))
+
+    def compile_from_config(self, config):
+        # Keras wants this beside a `compile` of our own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
@@ -122,72 +150,112 @@ class NoisyModel(keras.Model):
         **kwargs,
     ):
         noisy = find_noisy(self.optimizer)
-        if noisy is not None:
-            check = _BatchSizeCheck(noisy)
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(check)
-            else:
-                callbacks = [*keras.tree.flatten(callbacks or []), check]
+        if noisy is not None or self.num_microbatches:
+            check = _BatchSizeCheck(noisy, self)
+            callbacks = [*keras.tree.flatten(callbacks or []), check]
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        try:
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        finally:
+            self.monitor(None)
+
+    def evaluate(self, *args, **kwargs):
+        self._evaluates = True
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._evaluates = False
+
+    @property
+    def metrics(self):
+        # What is measured of gradients has no meaning in evaluation.
+        return super().metrics + ([] if self._evaluates else self._monitors)
+
+    def monitor(self, metric):
+        """Measure moments of the per-example gradients until the end of the next `fit`.
+
+        Args:
+            metric: what they are handed to, or `None` to measure them no more.
+        """
+        monitors = [] if metric is None else [metric]
+        if self._monitors != monitors:
+            self._monitors = monitors
+            self.train_function = None  # Keras traces the step anew
 
     def train_step(self, data):
         noisy = find_noisy(self.optimizer)
-        if noisy is None:
+        if noisy is None and not self.num_microbatches and not self._monitors:
             return super().train_step(data)
-        noisy.has_statistics = True
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         target = Objective(
             self,
             lambda x, y, y_pred, sample_weight: self.compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
             ),
             scale=self.optimizer.scale_loss,
-            extra_weight=1 / num_replicas,
+            extra_weight=1 / replicas,
+            labels=None if noisy is None else _labels(noisy.noise, self.loss),
         )
-        recorded = _record(target, noisy.noise, x, y, sample_weight)
+        batch = Batch(x, y, sample_weight)
+        scale = tf.convert_to_tensor(self.optimizer.scale_loss(1.0))
+        parts = Parts(replicas, unit=scale / replicas)
+        if noisy is not None:
+            accumulated = noisy.accumulated
+            noisy_parts = 1 if noisy.placement == "update" else accumulated
+            parts = dataclasses.replace(parts, accumulated=accumulated, noisy=noisy_parts)
+        outcome = self._outcome(noisy, target, batch, parts)
+        for variable, value in outcome.state:
+            variable.assign(value)
+        for metric in self._monitors:
+            shared = noisy is not None and noisy.noise.shared
+            metric.update_state(*outcome.moments, batch.num_examples, parts, shared)
+        loss = target.reported_loss(batch, outcome.y_pred, outcome.extra_loss)
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(recorded.loss * num_replicas, sample_weight=batch_size(x))
-        gradients = self._noisy_gradients(noisy, recorded, batch_size(x), num_replicas)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return self.compute_metrics(x, y, recorded.y_pred, sample_weight=sample_weight)
+                metric.update_state(loss * replicas, sample_weight=batch.num_examples)
+        added = outcome.noise and ParameterNoise(noisy, outcome.noise, scale)
+        pairs = zip(outcome.gradients, self.trainable_variables, strict=True)
+        self.optimizer.apply_gradients(pairs)
+        if added:
+            added.add(self.trainable_variables)
+        return self.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
 
-    def _noisy_gradients(self, noisy, recorded, num_examples, num_replicas):
-        """The gradient of this replica, with its share of the noise while the noise is on."""
-        # The inner optimizer sums over replicas (the loss holds their 1 / R) and averages over
-        # accumulated batches. Independent noise for each part, √parts as large, adds up to the
-        # noise of the whole large batch.
-        accumulated = noisy.inner_optimizer.gradient_accumulation_steps or 1
-        parts = num_replicas * accumulated
-        absent = []
-
-        def present(gradients):
-            absent[:] = [g is None for g in gradients]
-            return [g for g in gradients if g is not None]
-
-        def with_noise():
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            seed = tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")])
-            normal = _normal(tf.random.fold_in(seed, replica))
-            gradients, statistic = recorded.statistics()
-            scale = noise_scale(parts * num_examples, noisy.noise.small_batch_size)
-            noise = noisy.noise.sample(statistic, scale * parts**0.5, normal)
-            return present([
-                g if g is None or n is None else g + tf.cast(n, g.dtype)
-                for g, n in zip(gradients, noise, strict=True)
-            ])
-
-        # Only backward passes are inside: a branch may hold no assignment and no collective.
-        found = iter(tf.cond(noisy.noise_on, with_noise, lambda: present(recorded.gradients())))
-        return [None if missing else next(found) for missing in absent]
+    def _outcome(self, noisy, target, batch, parts):
+        chunks, monitored = self.num_microbatches or 1, bool(self._monitors)
+        if noisy is None:
+            return Step(target, batch, None, parts, None, None, chunks, monitored=monitored).run(
+                None, None
+            )
+        noisy.has_statistics = True
+        draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")]))
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        own_draws = draws.fold_in(replica)
+        if noisy.noise.shared:  # the same numbers for every batch and device of an update
+            draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.iterations, "int32")])).fold_in(-1)
+        else:
+            draws = own_draws
+        outcome = Step(
+            target,
+            batch,
+            noisy.noise,
+            parts,
+            own_draws,
+            draws,
+            chunks,
+            separate=noisy.placement == "update",
+            monitored=monitored,
+            stored=noisy.stored,
+        ).run(noisy.noise_on, noisy.is_fresh)
+        noisy.keep(outcome.stored)
+        return outcome
 
     def get_config(self):
         return {
             **super().get_config(),
             "model": keras.saving.serialize_keras_object(self.model),
+            "num_microbatches": self.num_microbatches,
         }
 
     @classmethod
@@ -202,13 +270,22 @@ class NoisyModel(keras.Model):
 class _BatchSizeCheck(keras.callbacks.Callback):
     """Refuses a nominal batch size that leaves no noise; looks at the first batch of the data."""
 
-    def __init__(self, noisy):
+    def __init__(self, noisy, model):
         super().__init__()
-        self.noisy = noisy
+        self.noisy, self.num_microbatches = noisy, model.num_microbatches or 1
+        self.ghost = ghost_size(model)
 
     def check(self, batch_size):
-        accumulated = self.noisy.inner_optimizer.gradient_accumulation_steps or 1
-        small = self.noisy.noise.small_batch_size
+        if batch_size < self.num_microbatches * self.ghost and self.num_microbatches > 1:
+            raise ValueError(
+                f"Microbatches hold whole ghost batches, of {self.ghost} examples. Received: batch "
+                f"size {batch_size}, num_microbatches={self.num_microbatches}. Use at most "
+                f"num_microbatches={max(batch_size // self.ghost, 1)}, or a larger batch."
+            )
+        small = self.noisy and self.noisy.noise.small_batch_size
+        if not small:
+            return
+        accumulated = self.noisy.accumulated
         if batch_size * accumulated <= small:
             raise ValueError(
                 "The noise imitates a small batch by a large one, so the batch size of one update "

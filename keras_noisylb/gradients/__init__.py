@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients import layerwise, vectorized
+from keras_noisylb.gradients.accumulate import compute
+from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import layerwise_layers, squares
 from keras_noisylb.gradients.objective import Objective
 from keras_noisylb.gradients.rules import RULES, LayerRule
@@ -11,12 +13,13 @@ from keras_noisylb.gradients.rules import RULES, LayerRule
 __all__ = ["RULES", "LayerRule", "diagonal_fisher", "objective", "per_example_gradients"]
 
 
-def objective(model, loss):
+def objective(model, loss, labels=None):
     """The objective of a model and a Keras loss.
 
     Args:
         model: a Keras model; it is built by its first call if need be.
         loss: function `(y, y_pred) -> mean loss of the batch`, a `keras.losses.Loss` or its name.
+        labels: function `(y, y_pred, draws) -> y` for the true Fisher, or `None`.
 
     Returns:
         An `Objective`.
@@ -39,7 +42,7 @@ def objective(model, loss):
         value = tf.reduce_mean(value)  # functions such as keras.losses.mse give one per example
         return tf.add_n([value, *(tf.cast(tf.reduce_sum(e), value.dtype) for e in model.losses)])
 
-    return Objective(model, total_loss)
+    return Objective(model, total_loss, labels=labels)
 
 
 def _prepare(model, loss, x, y, sample_weight):
@@ -83,9 +86,10 @@ def per_example_gradients(model, loss, x, y, sample_weight=None, engine="auto"):
     """
     target, x, y, sample_weight = _prepare(model, loss, x, y, sample_weight)
     layers = layerwise_layers(model, x, engine)
+    batch = Batch(x, y, sample_weight)
     if layers is None:
-        return vectorized.per_example_gradients(target, x, y, sample_weight)
-    return layerwise.per_example_gradients(target, layers, x, y, sample_weight)
+        return vectorized.per_example_gradients(target, batch)
+    return layerwise.per_example_gradients(target, layers, batch)
 
 
 def diagonal_fisher(
@@ -119,6 +123,7 @@ def diagonal_fisher(
     ```
     """
     target, x, y, sample_weight = _prepare(model, loss, x, y, sample_weight)
-    _, means = squares(target, x, y, sample_weight, engine, max_examples, conv).statistics()
+    statistic = squares(model, x, engine, max_examples, conv)
+    means = compute(target, Batch(x, y, sample_weight), statistic, draws=None).statistic
     pairs = zip(means, model.trainable_variables, strict=True)
     return [tf.zeros(v.shape) if f is None else f for f, v in pairs]

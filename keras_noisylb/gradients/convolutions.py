@@ -14,7 +14,7 @@ from keras_noisylb.gradients.blocks import Pieces, Uncorrelated, offset, positio
 
 def conv(layer, use, d, conv):
     """Conv1D and Conv2D: any stride, padding, dilation and number of groups."""
-    a, d = _channels_last(layer, use.inputs, d)
+    a, d = channels_last(layer, use.inputs, d)
     kernel = tf.cast(layer.kernel, d.dtype)
     if conv == "uncorrelated":
         block = _uncorrelated(layer, keras.ops.conv, kernel, a, d)
@@ -25,7 +25,7 @@ def conv(layer, use, d, conv):
 
 def depthwise_conv(layer, use, d, conv):
     """DepthwiseConv2D."""
-    a, d = _channels_last(layer, use.inputs, d)
+    a, d = channels_last(layer, use.inputs, d)
     kernel = tf.cast(layer.kernel, d.dtype)
     return {
         "kernel": _depthwise_block(layer, kernel, a, d, conv),
@@ -35,7 +35,7 @@ def depthwise_conv(layer, use, d, conv):
 
 def separable_conv(layer, use, d, conv):
     """SeparableConv2D: the tensor between its two convolutions is computed again."""
-    a, d = _channels_last(layer, use.inputs, d)
+    a, d = channels_last(layer, use.inputs, d)
     depthwise = tf.cast(layer.depthwise_kernel, d.dtype)
     pointwise = tf.cast(layer.pointwise_kernel, d.dtype)[0, 0]
     between = _convolve(layer, keras.ops.depthwise_conv, a, depthwise)
@@ -52,7 +52,7 @@ def separable_conv(layer, use, d, conv):
     }
 
 
-def _channels_last(layer, a, d):
+def channels_last(layer, a, d):
     a = tf.cast(a, d.dtype)
     if layer.data_format == "channels_first":
         return tf.einsum("mc...->m...c", a), tf.einsum("mc...->m...c", d)
@@ -63,7 +63,7 @@ def _causal_padding(layer):
     return [(0, 0), ((layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0), (0, 0)]
 
 
-def _shifted_inputs(layer, a, d):
+def shifted_inputs(layer, a, d):
     """For every kernel position, the inputs (M, T, c) that it met at the T output positions.
 
     One matrix product per kernel position was measured to be the fastest way on CPU; it also needs
@@ -97,7 +97,7 @@ def _kernel_pieces(layer, kernel, a, d):
     groups = a.shape[-1] // channels
     gradient = positions(d)
     pieces = []
-    for shifted in _shifted_inputs(layer, a, d):
+    for shifted in shifted_inputs(layer, a, d):
         if groups == 1:
             pieces.append(tf.matmul(shifted, gradient, transpose_a=True))
             continue
@@ -115,7 +115,7 @@ def _depthwise_pieces(layer, kernel, a, d):
     """Pieces (M, c, depth_multiplier) of a depthwise convolution's kernel gradient."""
     gradient = positions(d)
     gradient = tf.reshape(gradient, (*sizes(gradient)[:2], *kernel.shape[-2:]))
-    return [tf.einsum("mtc,mtcr->mcr", s, gradient) for s in _shifted_inputs(layer, a, d)]
+    return [tf.einsum("mtc,mtcr->mcr", s, gradient) for s in shifted_inputs(layer, a, d)]
 
 
 def _depthwise_block(layer, kernel, a, d, conv):

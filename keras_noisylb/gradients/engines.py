@@ -1,15 +1,19 @@
-"""Choosing the engine that obtains per-example gradients, and running it."""
+"""Choosing how the statistic that a noise asks for is obtained from a model."""
 
 import warnings
 import weakref
 
-from keras_noisylb.gradients import layerwise, vectorized
+from keras_noisylb.gradients import vectorized
 from keras_noisylb.gradients.coverage import coverage
+from keras_noisylb.gradients.kronecker import KroneckerFactors, factored_places
+from keras_noisylb.gradients.layerwise import LayerwiseSquares
+from keras_noisylb.gradients.statistic import Gradient
+from keras_noisylb.gradients.vectors import Split, Weighted
 
 _warned = weakref.WeakSet()
 
 
-def layerwise_layers(model, x, engine, conv="exact"):
+def layerwise_layers(model, x, engine="auto", conv="exact"):
     """Decide between the engines.
 
     Args:
@@ -33,8 +37,8 @@ def layerwise_layers(model, x, engine, conv="exact"):
     if engine == "layerwise" or conv == "uncorrelated":
         raise ValueError(
             f"the layerwise engine cannot treat this model: {reasons}. Use engine="
-            '"vectorized_map" with conv="exact", or register a rule in '
-            "keras_noisylb.gradients.RULES."
+            '"vectorized_map" with conv="exact", estimator="weighted" or "split", or register a '
+            "rule in keras_noisylb.gradients.RULES."
         )
     vectorized.check_supported(model)
     if model not in _warned:
@@ -46,22 +50,44 @@ def layerwise_layers(model, x, engine, conv="exact"):
     return None
 
 
-def squares(objective, x, y, sample_weight, engine="auto", max_examples=None, conv="exact"):
-    """Run a batch and prepare the mean over examples of g_i² with the engine that fits.
+def squares(model, x, engine="auto", max_examples=None, conv="exact"):
+    """The statistic "mean over examples of g_i²", with the engine that fits.
 
     Args:
-        objective: an `Objective`.
-        x: inputs, M examples first.
-        y: targets.
-        sample_weight: weights, or `None`.
+        model: the model.
+        x: its inputs.
         engine: "auto", "layerwise" or "vectorized_map".
         max_examples: take the mean over the first so many examples only; `None` for all.
         conv: "exact" or "uncorrelated".
 
     Returns:
-        A `Recorded`.
+        A statistic for `accumulate.compute`.
     """
-    layers = layerwise_layers(objective.model, x, engine, conv)
+    layers = layerwise_layers(model, x, engine, conv)
     if layers is None:
-        return vectorized.squares(objective, x, y, sample_weight, max_examples)
-    return layerwise.squares(objective, layers, x, y, sample_weight, max_examples, conv)
+        return vectorized.VectorizedSquares(max_examples)
+    return LayerwiseSquares(layers, max_examples, conv)
+
+
+def statistic_for(noise, model, x):
+    """The statistic that a noise turns into its sample.
+
+    Args:
+        noise: an object that names its statistic, "squares", "weighted", "split", "factors" or
+            "gradient", and has the options that it needs.
+        model: the model.
+        x: its inputs.
+
+    Returns:
+        A statistic for `accumulate.compute`.
+
+    Raises:
+        ValueError: if it cannot be obtained for the model.
+    """
+    name = noise.statistic
+    if name == "squares":
+        return squares(model, x, noise.engine, noise.max_examples, noise.conv)
+    if name == "factors":
+        layers = layerwise_layers(model, x, engine="layerwise")
+        return KroneckerFactors(layers, factored_places(model), noise.damping, noise.max_examples)
+    return {"weighted": Weighted, "split": Split, "gradient": Gradient}[name]()

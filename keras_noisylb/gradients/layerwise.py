@@ -12,59 +12,53 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.blocks import Shared
-from keras_noisylb.gradients.chunks import chunk_size, sum_over_chunks
-from keras_noisylb.gradients.objective import (
-    Recorded,
-    add_extra,
-    batch_gradients,
-    batch_size,
-    statistics_dtype,
-)
+from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
+from keras_noisylb.gradients.objective import statistics_dtype
 from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.statistic import Statistic
 from keras_noisylb.gradients.taps import intercept, record_use
 
 
 class Tapped:
-    """A batch that went through the model with every covered layer's inputs recorded.
+    """A chunk that went through the model with every covered layer's inputs recorded.
 
     Args:
         objective: an `Objective`.
         layers: the layers to record, as found by `coverage`.
-        x: inputs.
-        y: targets.
-        sample_weight: weights, or `None`.
+        batch: a `Batch`.
+        draws: `Draws` for the labels.
         conv: "exact" or "uncorrelated".
     """
 
-    def __init__(self, objective, layers, x, y, sample_weight, conv):
-        self.objective, self.conv = objective, conv
-        self.num_examples = batch_size(x)
+    def __init__(self, objective, layers, batch, draws, conv="exact"):
+        self.conv = conv
+        self.batch = batch
         self.uses = []
         with intercept(layers, record_use(self.uses)):
-            self.tape = tf.GradientTape(persistent=True)
-            with self.tape:
-                y_pred, loss, data_loss, extra_loss = objective.evaluate(x, y, sample_weight)
-        self.y_pred, self.loss = y_pred, loss
-        self.data_loss, self.extra_loss = data_loss, extra_loss
+            self.recorded = objective.record(batch, draws)
 
-    def by_layer(self, more_sources=()):
-        """Differentiate the data loss.
+    def by_layer(self, loss, more_sources=(), count=None):
+        """Differentiate a loss.
 
         Args:
+            loss: the recorded loss.
             more_sources: further sources of the same backward pass.
+            count: keep the first so many examples only; `None` for all.
 
         Returns:
             Tuple of the list of `(layer, [(use, d), ...])`, d being M times the gradient at the
             use's pre-activation, and the list of gradients of `more_sources`.
         """
         sources = [use.output for use in self.uses]
-        found = self.tape.gradient(self.data_loss, [*sources, *more_sources])
+        found = self.recorded.tape.gradient(loss, [*sources, *more_sources])
         layers = {}
         for use, d in zip(self.uses, found, strict=False):
             if d is None:  # an output that the loss does not look at
                 continue
+            if count is not None:
+                use, d = dataclasses.replace(use, inputs=use.inputs[:count]), d[:count]
             dtype = statistics_dtype(use.layer.trainable_variables[0])
-            d = tf.cast(d, dtype) * tf.cast(self.num_examples, dtype)
+            d = tf.cast(d, dtype) * tf.cast(self.batch.num_examples, dtype)
             layers.setdefault(id(use.layer), (use.layer, []))[1].append((use, d))
         return list(layers.values()), found[len(sources) :]
 
@@ -99,73 +93,58 @@ class Tapped:
         )
 
 
-def first_examples(layers, count):
-    """Keep the first `count` examples of what `Tapped.by_layer` returned."""
-    return [
-        (layer, [(dataclasses.replace(u, inputs=u.inputs[:count]), d[:count]) for u, d in used])
-        for layer, used in layers
-    ]
-
-
-def squares(objective, layers, x, y, sample_weight, max_examples=None, conv="exact"):
-    """Run a batch and prepare the mean over its examples of g_i², per coordinate.
+class LayerwiseSquares(Statistic):
+    """The mean over examples of g_i², layer by layer.
 
     Args:
-        objective: an `Objective`.
         layers: the layers to record, as found by `coverage`.
-        x: inputs, M examples first.
-        y: targets.
-        sample_weight: weights, or `None`.
         max_examples: take the mean over the first so many examples only; `None` for all.
         conv: "exact", or "uncorrelated" for the paper's A.5.
-
-    Returns:
-        A `Recorded`.
     """
-    tapped = Tapped(objective, layers, x, y, sample_weight, conv)
-    variables = objective.variables
 
-    def statistics():
-        count = tapped.num_examples
-        by_layer, gradients = tapped.by_layer(() if max_examples is None else variables)
-        if max_examples is not None:
-            count = tf.minimum(count, max_examples)
-            by_layer = first_examples(by_layer, count)
-        totals, square_totals = {}, {}
+    def __init__(self, layers, max_examples=None, conv="exact"):
+        self.layers, self.max_examples, self.conv = layers, max_examples, conv
+
+    def measure(self, objective, batch, draws):
+        tapped = Tapped(objective, self.layers, batch, draws, self.conv)
+        recorded, variables = tapped.recorded, objective.variables
+        # The sum of the per-example gradients is the gradient: the ordinary op need not run.
+        complete = self.max_examples is None and objective.labels is None
+        count = batch.share_of(self.max_examples)
+        kept = None if self.max_examples is None else count
+        one_pass = objective.labels is None
+        sources = variables if one_pass and not complete else ()
+        by_layer, gradients = tapped.by_layer(recorded.fisher_loss, sources, kept)
+        totals, squares = {}, {}
         for layer, used in by_layer:
             for name, variable in RULES.get(layer).covered(layer).items():
                 sums = tapped.sums(layer, used, name, variable, count)
-                totals[id(variable)], square_totals[id(variable)] = sums
-        if max_examples is None:
-            # The sum of the per-example gradients is the gradient: the ordinary op need not run.
-            gradients = [_mean(totals.get(id(v)), count, v.dtype) for v in variables]
-        gradients = add_extra(tapped.tape, objective, gradients, tapped.extra_loss)
-        means = [_mean(square_totals.get(id(v)), count) for v in variables]
-        return gradients, means
+                totals[id(variable)], squares[id(variable)] = sums
+        if complete:
+            gradients = [_divided(totals.get(id(v)), batch.num_examples, v) for v in variables]
+        elif not one_pass:
+            gradients = recorded.data_gradients()
+        return recorded, gradients, ([squares.get(id(v)) for v in variables], count)
 
-    return Recorded(
-        tapped.y_pred,
-        tapped.loss,
-        lambda: batch_gradients(tapped.tape, objective, tapped.data_loss, tapped.extra_loss),
-        statistics,
-    )
+    def finish(self, sums, gradients, num_examples):
+        return mean_squares(sums)
 
 
-def _mean(total, count, dtype=None):
+def _divided(total, number, variable):
     if total is None:
         return None
-    mean = tf.math.divide_no_nan(total, tf.cast(count, total.dtype))
-    return mean if dtype is None else tf.cast(mean, dtype)
+    mean = tf.math.divide_no_nan(total, tf.cast(number, total.dtype))
+    return tf.cast(mean, variable.dtype)
 
 
-def per_example_gradients(objective, layers, x, y, sample_weight):
+def per_example_gradients(objective, layers, batch):
     """The per-example gradients themselves, shape (M, *variable.shape) for each variable."""
-    tapped = Tapped(objective, layers, x, y, sample_weight, conv="exact")
+    tapped = Tapped(objective, layers, batch, draws=None)
     found = {}
-    for layer, used in tapped.by_layer()[0]:
+    for layer, used in tapped.by_layer(tapped.recorded.fisher_loss)[0]:
         for name, variable in RULES.get(layer).covered(layer).items():
             found[id(variable)] = tapped.block(layer, used, name).per_example()
     return [
-        found.get(id(v), keras.ops.zeros((tapped.num_examples, *v.shape), statistics_dtype(v)))
+        found.get(id(v), keras.ops.zeros((batch.num_examples, *v.shape), statistics_dtype(v)))
         for v in objective.variables
     ]

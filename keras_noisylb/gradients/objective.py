@@ -1,4 +1,4 @@
-"""What the gradient of a batch is the gradient of, in a form that every engine can evaluate."""
+"""What the gradient of a batch is the gradient of, in a form that every estimator can evaluate."""
 
 import dataclasses
 import inspect
@@ -7,18 +7,14 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_noisylb.gradients.batch import Batch
+
 
 def call_model(model, x, training=True):
     """Call `model` on `x`, passing `training` only to models that take it."""
     parameters = inspect.signature(model.call).parameters.values()
     takes_training = any(p.name == "training" or p.kind == p.VAR_KEYWORD for p in parameters)
     return model(x, training=training) if takes_training else model(x)
-
-
-def batch_size(x):
-    """Number of examples in the (nested) inputs `x`: an integer if known, else a scalar tensor."""
-    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
-    return tf.shape(first)[0] if first.shape[0] is None else first.shape[0]
 
 
 def statistics_dtype(variable):
@@ -39,37 +35,95 @@ class Objective:
         total_loss: function `(x, y, y_pred, sample_weight) -> scalar`, regularisers included.
         scale: function applied to every loss before it is differentiated (loss scaling).
         extra_weight: what `total_loss` multiplies the model's own losses by: 1 / R on R replicas.
+        labels: function `(y, y_pred, draws) -> y` that draws the labels of the Fisher from the
+            model's predictive distribution; `None` for those of the data.
     """
 
     model: keras.Model
     total_loss: Callable
     scale: Callable = lambda loss: loss
     extra_weight: float = 1.0
+    labels: Callable | None = None
 
     @property
     def variables(self):
         """The model's trainable variables: the order of every list of gradients."""
         return self.model.trainable_variables
 
-    def evaluate(self, x, y, sample_weight):
-        """Run the model in training mode.
+    def own_losses(self, losses):
+        """The sum of some of the model's own losses as the total loss holds it, or `None`."""
+        if not losses:
+            return None
+        dtype = keras.config.floatx()
+        total = tf.add_n([tf.cast(tf.reduce_sum(term), dtype) for term in losses])
+        return total * self.extra_weight
+
+    def parts(self, batch, y, y_pred):
+        """The loss of the whole batch, in which only the chunk's outputs can be differentiated.
 
         Args:
-            x: inputs, M examples first.
-            y: targets.
-            sample_weight: weights, or `None`.
+            batch: a `Batch`.
+            y: targets of the whole batch.
+            y_pred: outputs for the chunk.
 
         Returns:
-            Tuple `(y_pred, loss, data_loss, extra_loss)` of the outputs, the loss as it is
-            reported, and its two parts as they are differentiated; `extra_loss` may be `None`.
+            Tuple of the data loss and the regularisers' loss, which may be `None`.
         """
-        y_pred = call_model(self.model, x)
-        loss = self.total_loss(x, y, y_pred, sample_weight)
-        if not self.model.losses:
-            return y_pred, loss, self.scale(loss), None
-        extra = tf.add_n([tf.reduce_sum(tf.cast(term, loss.dtype)) for term in self.model.losses])
-        extra = extra * tf.cast(self.extra_weight, extra.dtype)
-        return y_pred, loss, self.scale(loss - extra), self.scale(extra)
+        whole = keep_masks(y_pred, batch.placed(y_pred), batch)
+        regularised = [(v, v.value) for v in self.variables if v.regularizer is not None]
+        # In the scope, what the loss counts for its metrics is forgotten: it is counted later.
+        with keras.StatelessScope(state_mapping=regularised):
+            loss = self.total_loss(batch.x, y, whole, batch.sample_weight)
+            regularisers = self.own_losses(self.model.losses)
+        if regularisers is not None:
+            loss = loss - tf.cast(regularisers, loss.dtype)
+        return loss, regularisers
+
+    def reported_loss(self, batch, y_pred, extra_loss):
+        """The loss of the whole batch, counted in the loss' metrics.
+
+        Args:
+            batch: a `Batch`, whole.
+            y_pred: outputs.
+            extra_loss: the model's own losses as `record` collected them, or `None`.
+
+        Returns:
+            Scalar.
+        """
+        loss = self.total_loss(batch.x, batch.y, y_pred, batch.sample_weight)
+        # The total loss finds the regularisers, but not what layers have added inside of the step.
+        found = self.own_losses(self.model.losses)
+        if found is not None:
+            loss = loss - tf.cast(found, loss.dtype)
+        return loss if extra_loss is None else loss + tf.cast(extra_loss, loss.dtype)
+
+    def record(self, batch, draws):
+        """Run the model in training mode on the chunk's rows.
+
+        Args:
+            batch: a `Batch`.
+            draws: `Draws` for the labels.
+
+        Returns:
+            A `Recorded`.
+        """
+        with tf.GradientTape(persistent=True) as tape:
+            with keras.StatelessScope(batch.state, collect_losses=True) as scope:
+                y_pred = call_model(self.model, batch.rows(batch.x))
+            loss, regularisers = self.parts(batch, batch.y, y_pred)
+            data = fisher = self.scale(loss)
+            if self.labels is not None:
+                rows = keras.tree.map_structure(tf.stop_gradient, y_pred)
+                sampled = self.labels(batch.rows(batch.y), rows, draws.fold_in(batch.first_row))
+                loss, _ = self.parts(batch, batch.placed(sampled, batch.y), y_pred)
+                fisher = self.scale(loss)
+            terms = [regularisers, self.own_losses(scope.losses)]
+            terms = [term for term in terms if term is not None]
+            # Once for the whole batch, however many its chunks are.
+            extra = tf.add_n(terms) * batch.share(terms[0].dtype) if terms else None
+            scaled = None if extra is None else self.scale(extra)
+        state = [(v, scope.get_current_value(v)) for v in self.model.non_trainable_variables]
+        return Recorded(self, batch, tape, y_pred, data, fisher, extra, scaled, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,31 +131,61 @@ class Recorded:
     """One forward pass, with what can be differentiated out of it.
 
     Args:
-        y_pred: the model's outputs.
-        loss: the loss, as it is reported.
-        gradients: function `() -> list`: the gradient of the batch loss; `None` where a variable
-            has no influence on it.
-        statistics: function `() -> (gradients, list)`: the same gradient and the statistic that was
-            asked for, both aligned with the trainable variables.
+        objective: the `Objective`.
+        batch: the `Batch`.
+        tape: the persistent tape.
+        y_pred: the model's outputs for the chunk.
+        data_loss: the scaled loss whose contributions add up to the gradient.
+        fisher_loss: the scaled loss whose contributions make F; the same for the empirical Fisher.
+        extra_loss: the chunk's share of the model's own losses as they are reported, or `None`.
+        scaled_extra_loss: the same as it is differentiated.
+        state: list of `(state variable, new value)`; the value is `None` where it did not change.
     """
 
+    objective: Objective
+    batch: Batch
+    tape: tf.GradientTape
     y_pred: object
-    loss: object
-    gradients: Callable
-    statistics: Callable
+    data_loss: object
+    fisher_loss: object
+    extra_loss: object
+    scaled_extra_loss: object
+    state: list
+
+    def data_gradients(self):
+        """The chunk's part of the data loss' gradient; `None` where a variable has none."""
+        gradients = self.tape.gradient(self.data_loss, self.objective.variables)
+        return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+    def output_gradients(self):
+        """The gradient of the Fisher's loss at the (flat) outputs."""
+        outputs = keras.tree.flatten(self.y_pred)
+        zero = tf.UnconnectedGradients.ZERO
+        return outputs, self.tape.gradient(self.fisher_loss, outputs, unconnected_gradients=zero)
+
+    def with_extra(self, gradients):
+        """`gradients` and those of the model's own losses."""
+        if self.scaled_extra_loss is None:
+            return gradients
+        extra = self.tape.gradient(self.scaled_extra_loss, self.objective.variables)
+        pairs = zip(gradients, extra, strict=True)
+        return [
+            a if b is None else tf.convert_to_tensor(b) if a is None else a + b for a, b in pairs
+        ]
 
 
-def batch_gradients(tape, objective, data_loss, extra_loss):
-    """The gradient of both parts of the loss, one dense tensor (or `None`) per variable."""
-    gradients = tape.gradient(data_loss, objective.variables)
-    return add_extra(tape, objective, gradients, extra_loss)
+def mask_of(y_pred):
+    """The mask that Keras has attached to an output, or `None`."""
+    return getattr(y_pred, "_keras_mask", None)
 
 
-def add_extra(tape, objective, gradients, extra_loss):
-    """Add the gradient of the extra loss, if there is one, to `gradients`."""
-    gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-    if extra_loss is None:
-        return gradients
-    extra = tape.gradient(extra_loss, objective.variables)
-    pairs = zip(gradients, extra, strict=True)
-    return [b if a is None else a if b is None else a + b for a, b in pairs]
+def keep_masks(rows, whole, batch):
+    """Give outputs for the whole batch the masks of the chunk's outputs."""
+
+    def keep(rows, whole):
+        mask = mask_of(rows)
+        if mask is not None and whole is not rows:
+            whole._keras_mask = batch.placed(mask)
+        return whole
+
+    return keras.tree.map_structure(keep, rows, whole)

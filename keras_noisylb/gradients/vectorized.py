@@ -9,14 +9,9 @@ gradient of ℓ_i at fixed statistics, not the contribution through them that `l
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.chunks import chunk_size, sum_over_chunks
-from keras_noisylb.gradients.objective import (
-    Recorded,
-    batch_gradients,
-    batch_size,
-    call_model,
-    statistics_dtype,
-)
+from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
+from keras_noisylb.gradients.objective import call_model, statistics_dtype
+from keras_noisylb.gradients.statistic import Statistic
 from keras_noisylb.gradients.taps import all_layers, intercept
 from keras_noisylb.layers import GhostBatchNormalization
 
@@ -99,37 +94,32 @@ def _replay(saved):
     return handler
 
 
-class Batch:
-    """A batch that went through the model with everything recorded that couples its examples.
+class Replay:
+    """A chunk that went through the model with everything recorded that couples its examples.
 
     Args:
         objective: an `Objective`.
-        x: inputs.
-        y: targets.
-        sample_weight: weights, or `None`.
+        batch: a `Batch`.
+        draws: `Draws` for the labels.
     """
 
-    def __init__(self, objective, x, y, sample_weight):
+    def __init__(self, objective, batch, draws):
         model = objective.model
         check_supported(model)
-        self.model, self.x, self.num_examples, self.saved = model, x, batch_size(x), []
+        self.model, self.x, self.batch = model, batch.rows(batch.x), batch
+        self.saved = []
         self.replayed = [
             layer
             for layer in all_layers(model)
             if isinstance(layer, MASKS)
             or (isinstance(layer, GhostBatchNormalization) and layer.trainable)
         ]
-        self.tape = tf.GradientTape(persistent=True)
-        with intercept(self.replayed, _record(self.saved)), self.tape:
-            evaluated = objective.evaluate(x, y, sample_weight)
-        self.y_pred, self.loss, self.data_loss, self.extra_loss = evaluated
+        with intercept(self.replayed, _record(self.saved)):
+            self.recorded = objective.record(batch, draws)
 
     def arrays(self):
         """Inputs, output gradients and recorded values: all that `one_example` needs."""
-        outputs = keras.tree.flatten(self.y_pred)
-        gradients = self.tape.gradient(
-            self.data_loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        _, gradients = self.recorded.output_gradients()
         return keras.tree.flatten(self.x), gradients, self.saved
 
     def one_example(self, example):
@@ -156,43 +146,31 @@ class Batch:
         gradients = tf.vectorized_map(self.one_example, arrays)
         dtypes = [statistics_dtype(v) for v in self.model.trainable_variables]
         return [
-            tf.cast(g, dtype) * tf.cast(self.num_examples, dtype)
+            tf.cast(g, dtype) * tf.cast(self.batch.num_examples, dtype)
             for g, dtype in zip(gradients, dtypes, strict=True)
         ]
 
 
-def squares(objective, x, y, sample_weight, max_examples=None):
-    """Run a batch and prepare the mean over its examples of g_i², per coordinate.
+class VectorizedSquares(Statistic):
+    """The mean over examples of g_i², one example at a time.
 
     Args:
-        objective: an `Objective`.
-        x: inputs, M examples first.
-        y: targets.
-        sample_weight: weights, or `None`.
         max_examples: take the mean over the first so many examples only; `None` for all.
-
-    Returns:
-        A `Recorded`.
-
-    Raises:
-        ValueError: for a model whose examples cannot be differentiated alone.
     """
-    batch = Batch(objective, x, y, sample_weight)
-    variables = objective.variables
 
-    def gradients():
-        return batch_gradients(batch.tape, objective, batch.data_loss, batch.extra_loss)
+    def __init__(self, max_examples=None):
+        self.max_examples = max_examples
 
-    def statistics():
-        count = batch.num_examples
-        arrays = batch.arrays()
-        if max_examples is not None:
-            count = tf.minimum(count, max_examples)
+    def measure(self, objective, batch, draws):
+        replay = Replay(objective, batch, draws)
+        variables = objective.variables
+        arrays, count = replay.arrays(), batch.share_of(self.max_examples)
+        if self.max_examples is not None:
             arrays = keras.tree.map_structure(lambda array: array[:count], arrays)
         flat = keras.tree.flatten(arrays)
 
         def chunk_sums(slices, keep):
-            per_example = batch.per_example(keras.tree.pack_sequence_as(arrays, slices))
+            per_example = replay.per_example(keras.tree.pack_sequence_as(arrays, slices))
             return [
                 tf.reduce_sum(tf.where(_column(keep, g), tf.square(g), 0), axis=0)
                 for g in per_example
@@ -201,17 +179,17 @@ def squares(objective, x, y, sample_weight, max_examples=None):
         like = [(v.shape, statistics_dtype(v)) for v in variables]
         elements = sum(v.shape.num_elements() for v in variables)
         sums = sum_over_chunks(chunk_sums, flat, count, chunk_size(elements, "float32"), like)
-        means = [tf.math.divide_no_nan(s, tf.cast(count, s.dtype)) for s in sums]
-        return gradients(), means
+        return replay.recorded, replay.recorded.data_gradients(), (sums, count)
 
-    return Recorded(batch.y_pred, batch.loss, gradients, statistics)
+    def finish(self, sums, gradients, num_examples):
+        return mean_squares(sums)
 
 
 def _column(keep, like):
     return tf.reshape(keep, (-1, *[1] * (len(like.shape) - 1)))
 
 
-def per_example_gradients(objective, x, y, sample_weight):
+def per_example_gradients(objective, batch):
     """The per-example gradients themselves, shape (M, *variable.shape) for each variable."""
-    batch = Batch(objective, x, y, sample_weight)
-    return batch.per_example(batch.arrays())
+    replay = Replay(objective, batch, draws=None)
+    return replay.per_example(replay.arrays())

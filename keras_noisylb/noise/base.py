@@ -1,4 +1,4 @@
-"""What all noises share: the scale of the paper's equations 5 and 6, and the base class."""
+"""What all noises share: the scale of the paper's equations 5 and 6, and the base classes."""
 
 import keras
 from keras import ops
@@ -34,48 +34,94 @@ class Noise:
     A noise names the statistic of the batch that it needs and turns it into one sample. It knows
     nothing of models, batches or devices.
 
-    Args:
-        small_batch_size: M_S, the batch size whose gradient covariance is imitated.
-        multiplier: λ of C_λ = λ C; 1 is the paper's noise.
-
-    Raises:
-        ValueError: if `small_batch_size` is not a positive integer, or `multiplier` is negative.
+    Attributes:
+        statistic: "squares" (the mean of g_i²), "weighted" or "split" (a vector whose covariance is
+            that of the per-example gradients), "factors" (Kronecker factors), or "gradient".
+        fisher: whose labels make the statistic, `"empirical"` or `"true"`.
+        sampler: function that draws labels for `fisher="true"`, or `None`.
+        small_batch_size: M_S, or `None` for a noise whose size does not depend on the batch.
+        shared: whether all devices and accumulated batches of an update must draw the same numbers,
+            because the noise multiplies a gradient of which each of them holds a part.
+        update_every: number of updates for which one statistic is used.
     """
 
-    def __init__(self, small_batch_size, multiplier=1.0):
-        if not isinstance(small_batch_size, int) or small_batch_size < 1:
-            raise ValueError(
-                "`small_batch_size` must be a positive integer, the batch size to imitate. "
-                f"Received: small_batch_size={small_batch_size!r}"
-            )
-        if not multiplier >= 0:
-            raise ValueError(
-                "`multiplier` must be a number that is not negative; 1 is the paper's noise. "
-                f"Received: multiplier={multiplier!r}"
-            )
-        self.small_batch_size = small_batch_size
-        self.multiplier = multiplier
+    statistic = None
+    fisher = "empirical"
+    sampler = None
+    small_batch_size = None
+    shared = False
+    update_every = 1
 
-    def sample(self, statistic, scale, normal):
+    def amplitude(self, num_examples, parts, unit):
+        """What the sample of one part of the batch is multiplied by.
+
+        The parts' gradients are averaged to the gradient of the update, each with a noise of its
+        own. Independent noise √parts as large adds up to the noise of the whole batch.
+
+        Args:
+            num_examples: examples in one part.
+            parts: number of equal parts (devices times accumulated batches).
+            unit: the size that a gradient of 1 has in this part, where losses are scaled.
+
+        Returns:
+            Scalar.
+        """
+        raise NotImplementedError
+
+    def sample(self, statistic, amplitude, draws):
         """Draw one sample of the noise.
 
         Args:
-            statistic: list of tensors (or `None`) aligned with the trainable variables.
-            scale: scalar, `noise_scale` of the batch.
-            normal: function `shape, dtype -> tensor` of independent standard normal numbers, new
-                ones at each call.
+            statistic: list of tensors (or `None`) aligned with the trainable variables; for
+                "factors" see `KroneckerFactored`.
+            amplitude: scalar, from `amplitude`.
+            draws: source of random numbers with `normal(shape, dtype)` and `signs(shape, dtype)`.
 
         Returns:
-            List of tensors (or `None`) aligned with `statistic`.
+            Tensors (or `None`), nested as the statistic is.
         """
         raise NotImplementedError
 
     def get_config(self):
-        return {"small_batch_size": self.small_batch_size, "multiplier": self.multiplier}
+        raise NotImplementedError
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def positive_integer(name, value, meaning):
+    """Check an argument that counts something.
+
+    Args:
+        name: the argument.
+        value: what was received.
+        meaning: what it counts.
+
+    Raises:
+        ValueError: if it is not a positive integer.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a positive integer, {meaning}. Received: {name}={value!r}"
+        )
+
+
+def not_negative(name, value, meaning):
+    """Check an argument that measures a size.
+
+    Args:
+        name: the argument.
+        value: what was received.
+        meaning: what it measures.
+
+    Raises:
+        ValueError: if it is not a number, negative or not finite.
+    """
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(
+            f"`{name}` must be a number that is not negative, {meaning}. Received: {name}={value!r}"
+        )
 
 
 def one_of(name, value, allowed):
@@ -93,6 +139,11 @@ def one_of(name, value, allowed):
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}"
         )
+
+
+def scaled(sample, amplitude):
+    """Every tensor of `sample` times a scalar; `None` stays `None`."""
+    return [None if s is None else s * ops.cast(amplitude, s.dtype) for s in sample]
 
 
 serializable = keras.saving.register_keras_serializable(package="keras_noisylb")

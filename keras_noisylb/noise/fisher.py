@@ -1,38 +1,86 @@
-"""Noise with the covariance of the diagonal Fisher: the method of the paper."""
+"""Noise with the covariance of the Fisher: its diagonal (the paper's method), all of it, its trace."""
 
+import keras
 from keras import ops
 
-from keras_noisylb.noise.base import Noise, one_of, serializable
+from keras_noisylb.noise.base import (
+    Noise,
+    noise_scale,
+    not_negative,
+    one_of,
+    positive_integer,
+    scaled,
+    serializable,
+)
 
 
-@serializable
-class DiagonalFisher(Noise):
-    """Gaussian noise with the covariance of the per-example gradients' diagonal Fisher.
-
-    The sample is scale · sqrt(diag F) ⊙ ξ with ξ ~ N(0, I) and diag F = (1/M) Σ_i g_i² over the
-    examples of the large batch: Algorithm 1 and equation 6 of Wen et al. 2020.
+class FisherNoise(Noise):
+    """Base class of the noises whose covariance is made of the Fisher.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.
-        estimator: how diag F is obtained: `"per_example"`, from the gradient of each example.
-        fisher: whose labels: `"empirical"`, those of the data.
-        engine: `"layerwise"` (fast, needs a rule for each layer), `"vectorized_map"` (the
-            reference, slow), or `"auto"`: layerwise where every trainable variable is covered,
-            otherwise the reference, which is said once by a warning.
-        max_examples: estimate diag F from the first so many examples of the batch only; `None`
-            uses all. The gradient always uses all.
-        conv: `"exact"`, or `"uncorrelated"` for the formula printed in the paper's A.5, which drops
-            the products between positions of a convolution: much cheaper and much smaller.
-        multiplier: λ of C_λ = λ C.
+        fisher: whose labels: `"empirical"`, those of the data, or `"true"`, drawn from the model's
+            predictive distribution.
+        sampler: function `(y, y_pred, draws) -> y` that draws them where the loss does not say how.
+        multiplier: λ of C_λ = λ C; 1 is the paper's noise.
 
     Raises:
         ValueError: for an argument outside of these values.
+    """
 
-    Example:
-    ```python
-    noise = DiagonalFisher(small_batch_size=128)
-    optimizer = NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise)
-    ```
+    def __init__(self, small_batch_size, fisher="empirical", sampler=None, multiplier=1.0):
+        positive_integer("small_batch_size", small_batch_size, "the batch size to imitate")
+        not_negative("multiplier", multiplier, "where 1 is the paper's noise")
+        one_of("fisher", fisher, ("empirical", "true"))
+        if sampler is not None and (fisher != "true" or not callable(sampler)):
+            raise ValueError(
+                "`sampler` must be a function (y, y_pred, draws) -> y, and goes with "
+                f'fisher="true". Received: sampler={sampler!r}, fisher={fisher!r}'
+            )
+        self.small_batch_size = small_batch_size
+        self.fisher = fisher
+        self.sampler = sampler
+        self.multiplier = multiplier
+
+    def amplitude(self, num_examples, parts, unit):
+        scale = noise_scale(parts * num_examples, self.small_batch_size)
+        return self.multiplier * parts**0.5 * scale
+
+    def get_config(self):
+        sampler = self.sampler
+        return {
+            "small_batch_size": self.small_batch_size,
+            "fisher": self.fisher,
+            "sampler": sampler and keras.saving.serialize_keras_object(sampler),
+            "multiplier": self.multiplier,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if config.get("sampler") is not None:
+            config["sampler"] = keras.saving.deserialize_keras_object(config["sampler"])
+        return cls(**config)
+
+
+class EstimatedFisherNoise(FisherNoise):
+    """Base class of the noises that leave a choice of how the Fisher is estimated.
+
+    Args:
+        small_batch_size: M_S, the batch size whose gradient covariance is imitated.
+        estimator: `"per_example"`, from the gradient of each example; `"weighted"`, by a backward
+            pass of the examples' losses with random weights; or `"split"`, from the difference of
+            the batch's two halves.
+        fisher: `"empirical"` or `"true"`.
+        engine: how per-example gradients are obtained: `"layerwise"`, `"vectorized_map"` or
+            `"auto"`.
+        max_examples: number of examples of the batch to use; `None` for all.
+        conv: `"exact"` or `"uncorrelated"`.
+        multiplier: λ of C_λ = λ C.
+        sampler: for `fisher="true"`.
+
+    Raises:
+        ValueError: for an argument outside of these values, or that the estimator has no use for.
     """
 
     def __init__(
@@ -44,10 +92,10 @@ class DiagonalFisher(Noise):
         max_examples=None,
         conv="exact",
         multiplier=1.0,
+        sampler=None,
     ):
-        super().__init__(small_batch_size, multiplier)
-        one_of("estimator", estimator, ("per_example",))
-        one_of("fisher", fisher, ("empirical",))
+        super().__init__(small_batch_size, fisher, sampler, multiplier)
+        one_of("estimator", estimator, ("per_example", "weighted", "split"))
         one_of("engine", engine, ("auto", "layerwise", "vectorized_map"))
         one_of("conv", conv, ("exact", "uncorrelated"))
         if conv == "uncorrelated" and engine == "vectorized_map":
@@ -55,30 +103,172 @@ class DiagonalFisher(Noise):
                 'conv="uncorrelated" is a formula for single layers, but engine="vectorized_map" '
                 'differentiates the model as a whole. Use engine="layerwise" or engine="auto".'
             )
-        if max_examples is not None and (not isinstance(max_examples, int) or max_examples < 1):
+        if max_examples is not None:
+            positive_integer("max_examples", max_examples, "or None for the whole batch")
+        if estimator != "per_example":
+            for name, value, default in (
+                ("engine", engine, "auto"),
+                ("max_examples", max_examples, None),
+                ("conv", conv, "exact"),
+            ):
+                if value != default:
+                    raise ValueError(
+                        f'`{name}` is an option of estimator="per_example" alone. '
+                        f"Received: {name}={value!r}, estimator={estimator!r}"
+                    )
+        if estimator == "split" and fisher == "true":
             raise ValueError(
-                "`max_examples` must be a positive integer, or None for the whole batch. "
-                f"Received: max_examples={max_examples!r}"
+                'estimator="split" takes the difference of gradients that the update computes '
+                'anyway, those of the data\'s labels. Use estimator="weighted" or "per_example" '
+                'with fisher="true".'
             )
         self.estimator = estimator
-        self.fisher = fisher
         self.engine = engine
         self.max_examples = max_examples
         self.conv = conv
 
-    def sample(self, statistic, scale, normal):
-        scale = scale * self.multiplier
-        return [
-            None if f is None else ops.cast(scale, f.dtype) * ops.sqrt(f) * normal(f.shape, f.dtype)
-            for f in statistic
-        ]
+    @property
+    def statistic(self):
+        return "squares" if self.estimator == "per_example" else self.estimator
 
     def get_config(self):
         return {
             **super().get_config(),
             "estimator": self.estimator,
-            "fisher": self.fisher,
             "engine": self.engine,
             "max_examples": self.max_examples,
             "conv": self.conv,
         }
+
+
+@serializable
+class DiagonalFisher(EstimatedFisherNoise):
+    """Noise with the covariance of the per-example gradients' diagonal Fisher.
+
+    The covariance is scale² · diag F with F = (1/M) Σ_i g_i g_iᵀ over the examples of the large
+    batch: Algorithm 1 and equation 6 of Wen et al. 2020. With `estimator="per_example"` the sample
+    is scale · sqrt(diag F) ⊙ ξ, ξ ~ N(0, I). With `"weighted"` and `"split"` it is scale · s ⊙ v:
+    v has the full covariance, and a random sign s for each coordinate removes what is off the
+    diagonal. Its coordinates are uncorrelated and each is Gaussian (`"split"`: for many examples),
+    but they are not jointly Gaussian; the paper's theorem 4.1 holds for them unchanged.
+
+    Args:
+        small_batch_size: M_S, the batch size whose gradient covariance is imitated.
+        estimator: `"per_example"`, from the gradient of each example; `"weighted"`, one more
+            backward pass, any model; or `"split"`, from the difference of the batch's two halves,
+            any model, at no cost. `"split"` has the covariance around the mean gradient.
+        fisher: whose labels: `"empirical"`, those of the data, or `"true"`, drawn from the model's
+            predictive distribution (not with `"split"`).
+        engine: how per-example gradients are obtained: `"layerwise"` (fast, needs a rule for each
+            layer), `"vectorized_map"` (the reference, slow), or `"auto"`: layerwise where every
+            trainable variable is covered, otherwise the reference, which a warning says once.
+        max_examples: estimate diag F from so many examples of the batch only, the first ones (of
+            each microbatch); `None` uses all. The gradient always uses all.
+        conv: `"exact"`, or `"uncorrelated"` for the formula printed in the paper's A.5, which drops
+            the products between positions of a convolution: much cheaper and much smaller.
+        multiplier: λ of C_λ = λ C.
+        sampler: function `(y, y_pred, draws) -> y` that draws labels for `fisher="true"` where the
+            loss does not say how.
+
+    Raises:
+        ValueError: for an argument outside of these values, or that the estimator has no use for.
+
+    Example:
+    ```python
+    noise = DiagonalFisher(small_batch_size=128, estimator="split")
+    optimizer = NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise)
+    ```
+    """
+
+    def sample(self, statistic, amplitude, draws):
+        if self.estimator == "per_example":
+            return diagonal_sample(statistic, amplitude, draws)
+        signed = [None if v is None else v * draws.signs(v.shape, v.dtype) for v in statistic]
+        return scaled(signed, amplitude)
+
+
+@serializable
+class FullFisher(EstimatedFisherNoise):
+    """Noise with the covariance of the whole Fisher, as a small batch has it (equation 5).
+
+    The sample is scale · v, v = M^(-1/2) Σ_i w_i g_i (`"weighted"`) or the scaled difference of the
+    gradients of the batch's two halves (`"split"`, with a random sign): Wen et al. 2020, A.9.
+    It converges as slowly as a small batch does.
+
+    Args:
+        small_batch_size: M_S, the batch size whose gradient covariance is imitated.
+        estimator: `"weighted"` or `"split"`, as in `DiagonalFisher`.
+        fisher: `"empirical"` or `"true"`, as in `DiagonalFisher`.
+        multiplier: λ of C_λ = λ C.
+        sampler: as in `DiagonalFisher`.
+
+    Raises:
+        ValueError: for an argument outside of these values.
+
+    Example:
+    ```python
+    noise = FullFisher(small_batch_size=128, fisher="true")
+    ```
+    """
+
+    def __init__(
+        self,
+        small_batch_size,
+        estimator="weighted",
+        fisher="empirical",
+        multiplier=1.0,
+        sampler=None,
+    ):
+        one_of("estimator", estimator, ("weighted", "split"))
+        super().__init__(
+            small_batch_size, estimator, fisher, multiplier=multiplier, sampler=sampler
+        )
+
+    def sample(self, statistic, amplitude, draws):
+        # The halves of data in a fixed order differ in a fixed direction; the sign has mean zero.
+        sign = draws.signs((), "float32")
+        return scaled(statistic, amplitude * sign)
+
+    def get_config(self):
+        config = super().get_config()
+        for name in ("engine", "max_examples", "conv"):
+            del config[name]
+        return config
+
+
+@serializable
+class FisherTrace(EstimatedFisherNoise):
+    """Isotropic noise with the total variance of the Fisher: C = scale · sqrt(tr F / d) I.
+
+    Args:
+        small_batch_size: M_S, the batch size whose gradient covariance is imitated.
+        estimator: `"per_example"`, `"weighted"` or `"split"`, as in `DiagonalFisher`.
+        fisher: `"empirical"` or `"true"`, as in `DiagonalFisher`.
+        engine: as in `DiagonalFisher`.
+        max_examples: as in `DiagonalFisher`.
+        conv: as in `DiagonalFisher`.
+        multiplier: λ of C_λ = λ C.
+        sampler: as in `DiagonalFisher`.
+
+    Raises:
+        ValueError: for an argument outside of these values, or that the estimator has no use for.
+
+    Example:
+    ```python
+    noise = FisherTrace(small_batch_size=128, estimator="split")
+    ```
+    """
+
+    def sample(self, statistic, amplitude, draws):
+        known = [s for s in statistic if s is not None]
+        squares = known if self.estimator == "per_example" else [ops.square(v) for v in known]
+        total = sum(ops.cast(ops.sum(s), "float32") for s in squares)
+        deviation = ops.sqrt(total / sum(s.shape.num_elements() for s in known))
+        noise = [None if s is None else draws.normal(s.shape, s.dtype) for s in statistic]
+        return scaled(noise, amplitude * deviation)
+
+
+def diagonal_sample(squares, amplitude, draws):
+    """The sample amplitude · sqrt(squares) ⊙ ξ with ξ ~ N(0, I); `None` stays `None`."""
+    roots = [None if f is None else ops.sqrt(f) * draws.normal(f.shape, f.dtype) for f in squares]
+    return scaled(roots, amplitude)

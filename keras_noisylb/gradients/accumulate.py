@@ -1,0 +1,131 @@
+"""One update's gradient and statistic, computed chunk after chunk without touching any variable.
+
+All that a chunk gives is either a sum over examples, or rows of the outputs, or the new value of a
+state variable (moving statistics, seeds). Nothing is assigned here: the step may stand in a branch
+or a loop of the graph, where a distribution strategy allows no assignment.
+"""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.batch import cut, ghost_size
+from keras_noisylb.gradients.objective import mask_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """What one update's batch gave.
+
+    Args:
+        gradients: list aligned with the trainable variables; `None` where there is none.
+        statistic: what was asked for.
+        y_pred: outputs for the whole batch.
+        extra_loss: the model's own losses, as they are reported; `None` if there are none.
+        state: list of `(variable, new value)`.
+    """
+
+    gradients: list
+    statistic: object
+    y_pred: object
+    extra_loss: object
+    state: list
+
+
+def compute(objective, batch, statistic, draws, num_chunks=1):
+    """Compute the gradient and a statistic of a whole batch.
+
+    Args:
+        objective: an `Objective`.
+        batch: a `Batch`, whole.
+        statistic: a `Statistic`.
+        draws: `Draws`.
+        num_chunks: chunks that are computed one after the other.
+
+    Returns:
+        A `Computed`.
+    """
+
+    def run(batch):
+        recorded, gradients, sums = statistic.measure(objective, batch, draws)
+        gradients = recorded.with_extra(gradients)
+        changed = [(v, value) for v, value in recorded.state if value is not None]
+        return (gradients, sums, recorded.extra_loss), recorded.y_pred, changed
+
+    num_examples = batch.num_examples
+    if num_chunks == 1:
+        sums, y_pred, state = run(batch)
+    else:
+        chunks = cut(num_examples, num_chunks, ghost_size(objective.model))
+        sums, y_pred, state = _in_chunks(run, batch, chunks)
+    gradients, sums, extra_loss = sums
+    found = statistic.finish(sums, gradients, num_examples)
+    return Computed(gradients, found, y_pred, extra_loss, state)
+
+
+def _in_chunks(run, batch, chunks):
+    first = batch.chunk(0, chunks.first, chunks.contrast(0))
+    sums, y_pred, state = run(first)
+    masks = keras.tree.map_structure(mask_of, y_pred)
+    outputs = keras.tree.map_structure(
+        lambda rows: None if rows is None else first.placed(rows), (y_pred, masks)
+    )
+    variables = [v for v, _ in state]
+    packed = (sums, outputs, [value for _, value in state])
+    pack, unpack = packing(packed)
+
+    def body(chunk, packed):
+        sums, outputs, values = unpack(packed)
+        part = batch.chunk(
+            chunks.first + (chunk - 1) * chunks.size,
+            chunks.size,
+            chunks.contrast(chunk),
+            tuple(zip(variables, values, strict=True)),
+        )
+        new_sums, y_pred, state = run(part)
+        sums = keras.tree.map_structure(lambda a, b: None if a is None else a + b, sums, new_sums)
+        masks = keras.tree.map_structure(mask_of, y_pred)
+        outputs = keras.tree.map_structure(
+            lambda rows, whole: None if rows is None else part.placed(rows, whole),
+            (y_pred, masks),
+            outputs,
+        )
+        return chunk + 1, pack((sums, outputs, [value for _, value in state]))
+
+    # One after the other: the memory is that of one chunk.
+    _, packed = tf.while_loop(
+        lambda chunk, _: chunk < chunks.number, body, (1, pack(packed)), parallel_iterations=1
+    )
+    sums, (y_pred, masks), values = unpack(packed)
+    return sums, with_masks(y_pred, masks), list(zip(variables, values, strict=True))
+
+
+def with_masks(y_pred, masks):
+    """Attach masks, or `None`, to outputs, as Keras does."""
+    for output, mask in zip(keras.tree.flatten(y_pred), keras.tree.flatten(masks), strict=True):
+        if mask is not None:
+            output._keras_mask = mask
+    return y_pred
+
+
+def packing(structure):
+    """Functions between nested structures like `structure` and flat lists of their tensors.
+
+    Args:
+        structure: nested tensors and `None`s.
+
+    Returns:
+        Tuple `(pack, unpack)`.
+    """
+    present = [leaf is not None for leaf in keras.tree.flatten(structure)]
+
+    def pack(structure):
+        return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+    def unpack(packed):
+        found = iter(packed)
+        leaves = [next(found) if there else None for there in present]
+        return keras.tree.pack_sequence_as(structure, leaves)
+
+    return pack, unpack

@@ -1,0 +1,219 @@
+"""Kronecker factors of the Fisher, layer by layer (K-FAC; paper, A.6).
+
+A layer z = Wᵀ a has F ≈ A ⊗ G with A = E[a aᵀ] and G = E[d dᵀ], a holding a 1 for the bias and d
+being the gradient at z. For T positions (a convolution, a Dense layer on sequences, several calls
+of one layer) A sums and G averages over them (Grosse & Martens 2016, KFC).
+"""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.blocks import positions, sizes
+from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
+from keras_noisylb.gradients.convolutions import channels_last, shifted_inputs
+from keras_noisylb.gradients.layerwise import Tapped
+from keras_noisylb.gradients.objective import statistics_dtype
+from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.taps import all_layers
+
+FACTORED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a factored layer's kernel and bias stand among the trainable variables.
+
+    Args:
+        layer: the layer.
+        kernel: index of its kernel.
+        bias: index of its bias, or `None`.
+        shape: of the kernel.
+    """
+
+    layer: keras.layers.Layer
+    kernel: int
+    bias: int | None
+    shape: tuple
+
+    @property
+    def sides(self):
+        """Sizes of A and G."""
+        rows = 1
+        for size in self.shape[:-1]:
+            rows *= size
+        return rows + (self.bias is not None), self.shape[-1]
+
+
+def factored_places(model):
+    """The layers of `model` that have Kronecker factors.
+
+    Args:
+        model: a built Keras model.
+
+    Returns:
+        List of `Place`.
+    """
+    index = {id(v): k for k, v in enumerate(model.trainable_variables)}
+    found = []
+    for layer in all_layers(model):
+        if type(layer) not in FACTORED or getattr(layer, "groups", 1) > 1:
+            continue
+        kernel = index.get(id(layer.kernel))
+        bias = None if layer.bias is None else index.get(id(layer.bias))
+        if kernel is not None:
+            found.append(Place(layer, kernel, bias, tuple(layer.kernel.shape)))
+    return found
+
+
+class KroneckerFactors(Statistic):
+    """Roots of A and G for every factored layer, and mean g_i² for all other variables.
+
+    The statistic is the tuple `(squares, roots)`: a list aligned with the trainable variables,
+    `None` where factored, and for each place a pair of lower triangular matrices.
+
+    Args:
+        layers: the layers to record, as found by `coverage`.
+        places: from `factored_places`.
+        damping: part of its mean eigenvalue that is added to the diagonal of each factor.
+        max_examples: use the first so many examples only; `None` for all.
+    """
+
+    def __init__(self, layers, places, damping, max_examples=None):
+        self.layers, self.places = layers, places
+        self.damping, self.max_examples = damping, max_examples
+
+    def measure(self, objective, batch, draws):
+        tapped = Tapped(objective, self.layers, batch, draws)
+        recorded, variables = tapped.recorded, objective.variables
+        count = batch.share_of(self.max_examples)
+        kept = None if self.max_examples is None else count
+        sources = variables if objective.labels is None else ()
+        by_layer, gradients = tapped.by_layer(recorded.fisher_loss, sources, kept)
+        if objective.labels is not None:
+            gradients = recorded.data_gradients()
+        used_by = {id(layer): used for layer, used in by_layer}
+        factors = [
+            _factors(place, used_by[id(place.layer)], count)
+            if id(place.layer) in used_by
+            else tuple(tf.zeros((side, side)) for side in place.sides)
+            for place in self.places
+        ]
+        covered = {index for place in self.places for index in (place.kernel, place.bias)}
+        squares = [None if k in covered else tf.zeros(v.shape) for k, v in enumerate(variables)]
+        index = {id(v): k for k, v in enumerate(variables)}
+        for layer, used in by_layer:
+            for name, variable in RULES.get(layer).covered(layer).items():
+                if index[id(variable)] not in covered:
+                    _, squared = tapped.sums(layer, used, name, variable, count)
+                    squares[index[id(variable)]] = squared
+        return recorded, gradients, (squares, factors, count)
+
+    def finish(self, sums, gradients, num_examples):
+        squares, factors, count = sums
+        roots = [
+            tuple(damped_root(tf.math.divide_no_nan(f, tf.cast(count, f.dtype)), self.damping)
+                  for f in pair)
+            for pair in factors
+        ]  # fmt: skip
+        return mean_squares((squares, count)), roots
+
+    def arrange(self, sample):
+        found, matrices = list(sample[0]), sample[1]
+        for place, matrix in zip(self.places, matrices, strict=True):
+            if place.bias is not None:
+                found[place.bias] = matrix[-1]
+                matrix = matrix[:-1]
+            found[place.kernel] = tf.reshape(matrix, place.shape)
+        return found
+
+
+def stored_like(model):
+    """What a stored statistic of `KroneckerFactors` looks like.
+
+    Args:
+        model: a built Keras model.
+
+    Returns:
+        Shapes, nested as the statistic is.
+    """
+    places = factored_places(model)
+    covered = {index for place in places for index in (place.kernel, place.bias)}
+    squares = [
+        None if k in covered else tuple(v.shape) for k, v in enumerate(model.trainable_variables)
+    ]
+    return squares, [tuple((side, side) for side in place.sides) for place in places]
+
+
+def _factors(place, used, count):
+    """Sums over examples of Σ_t a aᵀ and of the mean over t of d dᵀ."""
+    dtype = statistics_dtype(place.layer.kernel)
+    rows, columns = place.sides
+    num_positions = sum(_num_positions(d, place.layer) for _, d in used)
+    total_a, total_g = tf.zeros((rows, rows), dtype), tf.zeros((columns, columns), dtype)
+    for use, d in used:
+
+        def chunk_sums(slices, keep, layer=place.layer):
+            a, d = slices
+            a, d = _patches(layer, a, d)
+            if place.bias is not None:
+                a = tf.concat([a, tf.ones_like(a[..., :1])], axis=-1)
+            mask = tf.cast(keep, dtype)[:, None, None]
+            return [
+                tf.tensordot(a * mask, a, axes=((0, 1), (0, 1))),
+                tf.tensordot(d * mask, d, axes=((0, 1), (0, 1))),
+            ]
+
+        positions_here = _num_positions(d, place.layer)
+        known = positions_here if isinstance(positions_here, int) else 1
+        sums = sum_over_chunks(
+            chunk_sums,
+            [use.inputs, d],
+            count,
+            chunk_size(rows * known, dtype),
+            [((rows, rows), dtype), ((columns, columns), dtype)],
+        )
+        total_a, total_g = total_a + sums[0], total_g + sums[1]
+    return total_a, total_g / tf.cast(num_positions, dtype)
+
+
+def _num_positions(d, layer):
+    shape = sizes(d)[1:]
+    if getattr(layer, "data_format", None) == "channels_first":
+        shape = shape[1:]
+    else:
+        shape = shape[:-1]
+    number = 1
+    for size in shape:
+        number = number * size
+    return number
+
+
+def _patches(layer, a, d):
+    """What the kernel meets at each position, (M, T, rows), and the gradients there, (M, T, o)."""
+    if isinstance(layer, keras.layers.Dense):
+        return positions(tf.cast(a, d.dtype)), positions(d)
+    a, d = channels_last(layer, a, d)
+    return tf.concat(list(shifted_inputs(layer, a, d)), axis=-1), positions(d)
+
+
+def damped_root(matrix, damping):
+    """A lower triangular L with L Lᵀ = matrix + damping · (its mean eigenvalue) · I.
+
+    Args:
+        matrix: symmetric, positive semidefinite.
+        damping: positive number.
+
+    Returns:
+        Tensor of the same shape, full of NaN where `matrix` is not finite.
+    """
+    side = matrix.shape[-1]
+    mean = tf.linalg.trace(matrix) / side
+    finite = tf.math.is_finite(tf.reduce_sum(matrix))
+    eye = tf.eye(side, dtype=matrix.dtype)
+    # The smallest term keeps the root of a zero matrix defined; it is far below rounding.
+    damped = matrix + (damping * mean + 1e-30) * eye
+    root = tf.linalg.cholesky(tf.where(finite, damped, eye))
+    return tf.where(finite, root, tf.constant(float("nan"), matrix.dtype))

@@ -1,0 +1,42 @@
+"""Moments of the per-example gradients, unbiased, from the two halves of a batch."""
+
+import tensorflow as tf
+
+from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.vectors import as_statistics, contrasted
+
+
+class WithMoments(Statistic):
+    """Another statistic, and beside it the moments `(tr Σ, |G|² of the data loss, |G|²)`.
+
+    Σ is the covariance of one example's gradient and G the expected gradient, without and with
+    regularisers. All three are unbiased. The batch must be computed in two chunks or more.
+
+    Args:
+        inner: the other statistic.
+    """
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def measure(self, objective, batch, draws):
+        recorded, gradients, sums = self.inner.measure(objective, batch, draws)
+        known = as_statistics(gradients, objective.variables)
+        return recorded, gradients, (sums, contrasted(known, batch), known)
+
+    def finish(self, sums, gradients, num_examples):
+        sums, contrast, data = sums
+        variance = squared_norm(contrast)
+        # The mean of M gradients has |G|² + tr Σ / M.
+        excess = tf.math.divide_no_nan(variance, tf.cast(num_examples, variance.dtype))
+        moments = (variance, squared_norm(data) - excess, squared_norm(gradients) - excess)
+        return self.inner.finish(sums, gradients, num_examples), moments
+
+    def arrange(self, sample):
+        return self.inner.arrange(sample)
+
+
+def squared_norm(gradients):
+    """Sum of squares over a list of tensors, in float32."""
+    known = [tf.cast(g, "float32") for g in gradients if g is not None]
+    return tf.add_n([tf.reduce_sum(tf.square(g)) for g in known])

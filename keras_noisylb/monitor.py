@@ -1,0 +1,115 @@
+"""The size of gradient and noise during training, and the gradient noise scale."""
+
+import keras
+from keras import ops
+
+from keras_noisylb.training import NoisyModel
+
+
+class GradientNoise(keras.metrics.Metric):
+    """Means over the steps of an epoch, and what they say.
+
+    Numerators and denominators are averaged apart: a ratio of noisy numbers is biased, the ratio of
+    their means hardly.
+
+    Args:
+        name: name of the metric.
+        dtype: its dtype.
+    """
+
+    SUMS = ("variance", "data", "total", "update", "noise", "steps")
+
+    def __init__(self, name="gradient_noise", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.sums = {
+            key: self.add_variable((), "zeros", dtype="float32", name=key) for key in self.SUMS
+        }
+
+    def update_state(self, variance, data, total, noise, num_examples, parts, shared):
+        """Add one batch on one device.
+
+        Args:
+            variance: tr Σ of one example's gradient, in the units of `parts`.
+            data: |G|² of the data loss.
+            total: |G|² with regularisers.
+            noise: |noise|² of this part.
+            num_examples: examples of this part.
+            parts: `Parts`.
+            shared: whether all parts have the same noise.
+        """
+        unit = ops.cast(parts.unit, "float32")
+        variance, data, total = (value / unit**2 for value in (variance, data, total))
+        examples = ops.cast(num_examples, "float32") * parts.replicas * parts.accumulated
+        # Devices add their noise, in square where it is independent, and accumulated batches are
+        # averaged. Noise for the parameters comes with the last of these batches only.
+        noise = noise / (unit * parts.replicas) ** 2 * parts.replicas ** (2 if shared else 1)
+        noise = noise / (1 if shared else parts.noisy) * (parts.accumulated // parts.noisy)
+        values = {
+            "variance": variance,
+            "data": data,
+            "total": total,
+            "update": total + ops.divide_no_nan(variance, examples),
+            "noise": noise,
+            "steps": ops.ones(()),
+        }
+        used = ops.cast(num_examples > 1, "float32")  # two halves need two examples
+        for key, value in values.items():
+            self.sums[key].assign_add(used * value)
+
+    def result(self):
+        means = {
+            key: ops.divide_no_nan(self.sums[key], self.sums["steps"]) for key in self.SUMS[:-1]
+        }
+        gradient, noise = ops.maximum(means["update"], 0.0), means["noise"]
+        positive = means["total"] > 0
+        scale = means["variance"] / ops.where(positive, means["total"], 1.0)
+        return {
+            "gradient_norm": ops.sqrt(gradient),
+            "noise_norm": ops.sqrt(noise),
+            "noise_to_gradient": ops.sqrt(ops.divide_no_nan(noise, gradient)),
+            "fisher_trace": means["variance"] + means["data"],
+            "gradient_noise_scale": ops.where(positive, scale, float("inf")),
+        }
+
+
+class GradientNoiseMonitor(keras.callbacks.Callback):
+    """Logs the sizes of gradient and noise, and the gradient noise scale.
+
+    Every batch is computed as two halves, at hardly any cost, and the difference of their gradients
+    gives unbiased estimates of the variance tr Σ of one example's gradient and of the squared norm
+    |G|² of the expected gradient. The logs, means over the epoch so far, are those of metrics: in
+    the progress bar, `History`, TensorBoard.
+
+    - `gradient_norm`: root mean square of the norm of the update's gradient, without noise.
+    - `noise_norm`: the same of the noise added to it; 0 while there is none.
+    - `noise_to_gradient`: their ratio.
+    - `fisher_trace`: tr F of the empirical Fisher, tr Σ and the squared expected gradient of the
+      data loss.
+    - `gradient_noise_scale`: tr Σ / |G|², the "simple" noise scale of McCandlish et al. 2018
+      (https://arxiv.org/abs/1812.06162): the batch size beyond which more examples buy little. It
+      is infinite where |G|² cannot be told from 0.
+
+    It works with the noise off too, and without any noise: wrap the model in `NoisyModel` and
+    compile it with any optimizer. Keras' BatchNormalization then sees half batches.
+
+    Raises:
+        ValueError: if the model is not a `NoisyModel`.
+
+    Example:
+    ```python
+    model = keras_noisylb.NoisyModel(model)
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    history = model.fit(x, y, batch_size=4096, callbacks=[GradientNoiseMonitor()]).history
+    print(history["gradient_noise_scale"])
+    ```
+    """
+
+    def set_model(self, model):
+        super().set_model(model)
+        if not isinstance(model, NoisyModel):
+            raise ValueError(
+                "GradientNoiseMonitor needs the training step of a NoisyModel: wrap the model, "
+                f"keras_noisylb.NoisyModel(model). Received: {type(model).__name__}"
+            )
+        with model.distribute_strategy.scope():
+            model.monitor(GradientNoise())

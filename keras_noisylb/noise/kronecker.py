@@ -1,0 +1,80 @@
+"""Noise with a Kronecker-factored covariance for each layer."""
+
+from keras import ops
+
+from keras_noisylb.noise.base import not_negative, positive_integer, scaled, serializable
+from keras_noisylb.noise.fisher import FisherNoise, diagonal_sample
+
+
+@serializable
+class KroneckerFactored(FisherNoise):
+    """Noise with the covariance of the K-FAC approximation of the Fisher (Wen et al. 2020, A.6).
+
+    Each Dense and (ungrouped) Conv1D or Conv2D layer has the covariance scale² · A ⊗ G: A is the
+    second moment of the layer's inputs with a 1 for the bias, G that of the gradients at its
+    pre-activation (Martens & Grosse 2015; for convolutions Grosse & Martens 2016). A sample is
+    scale · L_A Z L_Gᵀ with Z standard normal and L Lᵀ the damped factor. All other parameters get
+    the noise of the diagonal Fisher, as `report` says. Every trainable variable needs a layer rule.
+
+    Args:
+        small_batch_size: M_S, the batch size whose gradient covariance is imitated.
+        fisher: `"empirical"` or `"true"`, as in `DiagonalFisher`.
+        damping: part of its mean eigenvalue that is added to the diagonal of each factor, so that
+            it has a root; it raises the noise's variance by twice that part.
+        update_every: number of updates for which the same factors are used. More than 1 saves their
+            computation; they are then kept, and saved, with the optimizer.
+        max_examples: compute the factors from so many examples of the batch only, the first ones
+            (of each microbatch); `None` uses all.
+        multiplier: λ of C_λ = λ C.
+        sampler: as in `DiagonalFisher`.
+
+    Raises:
+        ValueError: for an argument outside of these values.
+
+    Example:
+    ```python
+    noise = KroneckerFactored(small_batch_size=128, update_every=10)
+    ```
+    """
+
+    statistic = "factors"
+
+    def __init__(
+        self,
+        small_batch_size,
+        fisher="empirical",
+        damping=0.01,
+        update_every=1,
+        max_examples=None,
+        multiplier=1.0,
+        sampler=None,
+    ):
+        super().__init__(small_batch_size, fisher, sampler, multiplier)
+        not_negative("damping", damping, "a part of each factor's mean eigenvalue")
+        if damping == 0:
+            raise ValueError(
+                "`damping` must be positive: factors of few examples are singular and have no "
+                "root without it. Received: damping=0"
+            )
+        positive_integer("update_every", update_every, "a number of updates")
+        if max_examples is not None:
+            positive_integer("max_examples", max_examples, "or None for the whole batch")
+        self.damping = damping
+        self.update_every = update_every
+        self.max_examples = max_examples
+
+    def sample(self, statistic, amplitude, draws):
+        squares, roots = statistic
+        matrices = []
+        for root_a, root_g in roots:
+            z = draws.normal((root_a.shape[0], root_g.shape[0]), root_a.dtype)
+            matrices.append(ops.matmul(ops.matmul(root_a, z), ops.transpose(root_g)))
+        return diagonal_sample(squares, amplitude, draws), scaled(matrices, amplitude)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "damping": self.damping,
+            "update_every": self.update_every,
+            "max_examples": self.max_examples,
+        }

@@ -1,0 +1,242 @@
+"""What a noise will do on a model, told before it runs."""
+
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.batch import ghost_size
+from keras_noisylb.gradients.coverage import coverage
+from keras_noisylb.gradients.kronecker import factored_places
+from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.taps import all_layers, intercept, record_use
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What happens at one layer.
+
+    Args:
+        layer: its name and class.
+        shapes: shapes of its trainable variables.
+        method: how its part of the statistic is obtained.
+        exact: whether it is what the noise's definition asks for.
+        megabytes: size of its statistic.
+        work: multiplications of a step with noise over those of the plain step.
+    """
+
+    layer: str
+    shapes: str
+    method: str
+    exact: bool
+    megabytes: float
+    work: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `report` found; its `str` is a table.
+
+    Args:
+        rows: list of `Row`, one for each layer with trainable variables of its own.
+        work: multiplications of a whole step with noise over those of the plain step. Time also
+            depends on memory and hardware: see the measured ratios in the documentation.
+        megabytes: size of the statistic, beside one gradient.
+        notes: sentences that hold for the whole model.
+    """
+
+    rows: list
+    work: float
+    megabytes: float
+    notes: list
+
+    def __str__(self):
+        header = ("layer", "variables", "statistic", "exact", "MB", "work")
+        cells = [header] + [
+            (
+                row.layer,
+                row.shapes,
+                row.method,
+                "yes" if row.exact else "no",
+                f"{row.megabytes:.2f}",
+                f"{row.work:.2f}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[k]) for line in cells) for k in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        total = f"whole step: work {self.work:.2f}, statistic {self.megabytes:.2f} MB"
+        return "\n".join([*lines, total, *self.notes])
+
+
+def report(model, noise, batch_size, x=None):
+    """Say, layer by layer, what a noise will do on a model, without running it.
+
+    Args:
+        model: a built Keras model.
+        noise: the noise.
+        batch_size: examples of one batch on one device.
+        x: example inputs (nested arrays), needed where the model has no Input layer.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        ValueError: if the noise cannot be computed for the model, or the shapes of the inputs are
+            not known.
+
+    Example:
+    ```python
+    print(report(model, DiagonalFisher(small_batch_size=128), batch_size=4096))
+    ```
+    """
+    specs = _specs(model, x)
+    obstacles = ()
+    if noise.statistic in {"squares", "factors"} and getattr(noise, "engine", "") != (
+        "vectorized_map"
+    ):
+        obstacles = coverage(model, specs).obstacles
+        if obstacles and (
+            noise.statistic == "factors"
+            or "layerwise" in noise.engine
+            or noise.conv == "uncorrelated"
+        ):
+            raise ValueError(
+                f"this noise needs a layer rule for every variable: {'; '.join(obstacles)}."
+            )
+    vectorized = bool(obstacles) or getattr(noise, "engine", "") == "vectorized_map"
+    positions = _positions(model, specs)
+    places = (
+        {id(p.layer): p for p in factored_places(model)} if noise.statistic == "factors" else {}
+    )
+    share = min((getattr(noise, "max_examples", None) or batch_size) / batch_size, 1)
+    rows, plain, total = [], 0, 0
+    for layer in _owners(model):
+        variables = [v for v in layer.trainable_variables]
+        size = sum(math.prod(v.shape) for v in variables)
+        count = positions.get(id(layer), 1)
+        step = 3 * count * size  # forward, and backward to inputs and to parameters
+        extra, method, exact, numbers = _cost(
+            noise, layer, size, count, vectorized, places.get(id(layer))
+        )
+        if noise.fisher == "true" and noise.statistic in {"squares", "factors"}:
+            extra += 2 * count * size / share
+        extra *= share
+        rows.append(
+            Row(
+                f"{layer.name} ({type(layer).__name__})",
+                " ".join("×".join(map(str, v.shape)) or "1" for v in variables),
+                method,
+                exact,
+                4 * numbers / 2**20,
+                1 + extra / step,
+            )
+        )
+        plain, total = plain + step, total + step + extra
+    notes = _notes(model, noise, batch_size, obstacles)
+    megabytes = sum(row.megabytes for row in rows)
+    return Report(rows, total / max(plain, 1), megabytes, notes)
+
+
+def _specs(model, x):
+    if x is None:
+        x = getattr(model, "input", None) if hasattr(model, "inputs") else None
+        inner = getattr(model, "model", None)
+        if x is None and isinstance(inner, keras.Model) and hasattr(inner, "inputs"):
+            x = inner.input
+    if x is None:
+        raise ValueError(
+            "the shapes of the model's inputs are not known: pass example inputs, "
+            f"report(model, noise, batch_size, x=x[:1]). Received: {type(model).__name__}"
+        )
+    return keras.tree.map_structure(
+        lambda t: tf.TensorSpec((None, *t.shape[1:]), keras.backend.standardize_dtype(t.dtype)), x
+    )
+
+
+def _owners(model):
+    """Layers with trainable variables, each variable with the smallest layer that holds it."""
+    owners = {}
+    for layer in all_layers(model):
+        for v in layer.trainable_variables:
+            known = owners.get(id(v), layer)
+            smaller = len(layer.trainable_variables) <= len(known.trainable_variables)
+            owners[id(v)] = layer if smaller else known
+    return list({id(layer): layer for layer in owners.values()}.values())
+
+
+def _positions(model, specs):
+    """How often the variables of a layer are used for one example."""
+    uses = []
+    layers = [layer for layer in all_layers(model) if RULES.get(layer) is not None]
+
+    def trace(x):
+        with keras.StatelessScope(), intercept(layers, record_use(uses)):
+            call_model(model, x)
+
+    tf.function(trace, autograph=False).get_concrete_function(specs)
+    counts = {}
+    for use in uses:
+        shape = use.output.shape[1:]
+        if getattr(use.layer, "data_format", None) == "channels_first":
+            shape = shape[1:]
+        else:
+            shape = shape[:-1]
+        number = math.prod(size or 1 for size in shape)
+        counts[id(use.layer)] = counts.get(id(use.layer), 0) + number
+    return counts
+
+
+def _cost(noise, layer, size, count, vectorized, place):
+    """Extra multiplications per example, how, whether exact, and numbers kept."""
+    name = noise.statistic
+    if name == "gradient":
+        return 0, "its gradient", True, 0
+    if name == "weighted":
+        return 2 * count * size, "weighted backward pass", True, size
+    if name == "split":
+        return 0, "difference of the halves", True, size
+    if place is not None:
+        rows, columns = place.sides
+        return (
+            count * (rows**2 + columns**2),
+            f"Kronecker factors {rows}×{rows}, {columns}×{columns}",
+            False,
+            rows**2 + columns**2,
+        )
+    if vectorized:
+        return 3 * count * size + size, "vectorized_map", True, size
+    if name == "factors":
+        return 1.5 * size, "layer rule (diagonal)", False, size
+    if noise.conv == "uncorrelated" and hasattr(layer, "kernel_size"):
+        return count * size, "A.5 (uncorrelated positions)", False, size
+    return (size if count == 1 else 1.5 * size), "layer rule", True, size
+
+
+def _notes(model, noise, batch_size, obstacles):
+    notes = []
+    if obstacles:
+        notes.append(f"vectorized_map, because {'; '.join(obstacles)}.")
+    small = noise.small_batch_size
+    if small and batch_size <= small:
+        notes.append(
+            f"No noise: the batch of {batch_size} is no larger than small_batch_size={small}."
+        )
+    ghost = ghost_size(model)
+    if noise.statistic == "split" and batch_size < 2 * ghost:
+        notes.append(
+            f"The halves of {batch_size} examples cut the ghost batches of {ghost} examples."
+        )
+    if noise.statistic == "split":
+        notes.append("Covariance around the mean gradient (equation 3), not F around zero.")
+    maximum = getattr(noise, "max_examples", None)
+    if maximum and maximum < batch_size:
+        notes.append(f"The statistic uses {maximum} of {batch_size} examples.")
+    if noise.update_every > 1:
+        notes.append(f"The factors are computed at every {noise.update_every}th update only.")
+    return notes
