@@ -1,0 +1,132 @@
+"""Theorem 4.1: its step sizes, its bound, and what the bound leaves out."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvergenceBound:
+    """E[L(θ_k)] ≤ ν / (k + γ) for the step sizes α_k = 2 / ((k + γ) λ_min), k = 0, 1, ...
+
+    `theorem_bound` and `variance_bound` make one; calling it with k gives the bound.
+
+    Args:
+        nu: ν.
+        gamma: γ.
+        smallest_eigenvalue: λ_min.
+    """
+
+    nu: float
+    gamma: float
+    smallest_eigenvalue: float
+
+    def __call__(self, k):
+        return self.nu / (k + self.gamma)
+
+    def step_size(self, k):
+        """α_k, for an integer or an array of them."""
+        return 2 / ((k + self.gamma) * self.smallest_eigenvalue)
+
+    def steps_to_reach(self, loss):
+        """Smallest k at which the bound is at most `loss` > 0: Table 1, predicted."""
+        if not loss > 0:
+            raise ValueError(
+                f"`loss` must be positive: the bound never is 0. Received: loss={loss}"
+            )
+        return max(0, math.ceil(self.nu / loss - self.gamma))
+
+
+def theorem_bound(quadratic, start, gamma=None):
+    """The bound of Theorem 4.1: ν = max(2 Tr(Cᵀ A C) / λ_min², γ L(θ_0)).
+
+    The theorem asks for α_k ≤ 1 / λ_max; its proof needs that from k = 0 on, with α_0 the
+    schedule's own 2 / (γ λ_min): hence γ ≥ 2 λ_max / λ_min (Wen et al. 2020, A.1).
+
+    Args:
+        quadratic: `Quadratic`.
+        start: θ_0, shape (d,).
+        gamma: γ; the smallest allowed unless given.
+
+    Returns:
+        `ConvergenceBound`.
+
+    Raises:
+        ValueError: if γ is too small or `start` has another shape.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_noisylb.quadratic import Quadratic
+    >>> quadratic = Quadratic(np.eye(2), 0.1 * np.eye(2))
+    >>> bound = theorem_bound(quadratic, [1.0, 1.0])
+    >>> bound.nu, bound.gamma, bound.steps_to_reach(0.001)
+    (2.0, 2.0, 1998)
+    >>> quadratic.steps_to_reach(0.001, [1.0, 1.0], bound.step_size)
+    13
+    """
+    gamma = _check_gamma(quadratic, gamma)
+    one_step = quadratic.eigenvalues @ quadratic.noise_variances
+    initial = float(quadratic.loss(quadratic.check_start(start)))
+    smallest = float(quadratic.eigenvalues[0])
+    return ConvergenceBound(
+        max(2 * float(one_step) / smallest**2, gamma * initial), gamma, smallest
+    )
+
+
+def variance_bound(quadratic, start, gamma=None):
+    """A bound by the total variance: ν = Σ_i max(2 r_i v_i / ((2 r_i - 1) λ_min), γ L_i(θ_0)).
+
+    Theorem 4.1's induction, along one eigenvector p_i of A at a time: r_i = λ_i / λ_min, v_i is
+    the variance of the noise along p_i and L_i = ½ λ_i (p_iᵀ θ)². So ν ≤ 2 Tr(C Cᵀ) / λ_min +
+    γ L(θ_0), without the condition number that Tr(Cᵀ A C) / λ_min² can hide. Conditions and step
+    sizes are the theorem's. `docs/quadratic.md` has the proof.
+
+    Args:
+        quadratic: `Quadratic`.
+        start: θ_0, shape (d,).
+        gamma: γ; the smallest allowed unless given.
+
+    Returns:
+        `ConvergenceBound`.
+
+    Raises:
+        ValueError: if γ is too small or `start` has another shape.
+    """
+    gamma = _check_gamma(quadratic, gamma)
+    values = quadratic.eigenvalues
+    ratios = values / values[0]
+    noise = 2 * ratios * quadratic.noise_variances / ((2 * ratios - 1) * values[0])
+    initial = 0.5 * values * (quadratic.eigenvectors.T @ quadratic.check_start(start)) ** 2
+    nu = float(np.sum(np.maximum(noise, gamma * initial)))
+    return ConvergenceBound(nu, gamma, float(values[0]))
+
+
+def rate_constant(quadratic):
+    """Limit of (k + γ) E[L(θ_k)] under the theorem's step sizes, whatever γ and θ_0 are.
+
+    It is (2 / λ_min) Σ_i v_i λ_i / (4 λ_i - λ_min), v_i being the variance of the noise along
+    eigenvector i of A: between 1/2 and 2/3 of Tr(C Cᵀ) / λ_min, whatever the structure of C. A
+    small ε is reached after about `rate_constant(quadratic) / ε` updates.
+
+    Args:
+        quadratic: `Quadratic`.
+
+    Returns:
+        Float.
+    """
+    values = quadratic.eigenvalues
+    weights = values / (4 * values - values[0])
+    return float(2 / values[0] * quadratic.noise_variances @ weights)
+
+
+def _check_gamma(quadratic, gamma):
+    smallest_gamma = float(2 * quadratic.eigenvalues[-1] / quadratic.eigenvalues[0])
+    if gamma is None:
+        return smallest_gamma
+    if not smallest_gamma * (1 - 1e-12) <= gamma < math.inf:
+        raise ValueError(
+            f"`gamma` must be finite and at least 2 λ_max / λ_min = {smallest_gamma:.6g}, so that "
+            f"no step size exceeds 1 / λ_max; leave it out for that. Received: gamma={gamma}"
+        )
+    return float(gamma)

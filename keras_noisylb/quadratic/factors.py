@@ -1,0 +1,70 @@
+"""Noise factors: the paper's choices of C for a Fisher matrix."""
+
+import numpy as np
+
+
+def noise_factor(fisher, structure, multiplier=1.0):
+    """A factor C of the noise covariance, from a Fisher matrix (on the quadratic, the Hessian).
+
+    "full" is the symmetric √F (Eq. 5), "diagonal" √(diag F) (Eq. 6), "trace" √(Tr(F) / d) I and
+    "none" 0. The first three have the same total variance Tr(C Cᵀ) = Tr F (Eq. 7).
+
+    Args:
+        fisher: F, shape (d, d), symmetric and positive semi-definite.
+        structure: "full", "diagonal", "trace" or "none".
+        multiplier: λ of C_λ = λ C (A.2).
+
+    Returns:
+        Array of shape (d, d).
+
+    Raises:
+        ValueError: if `fisher` is not such a matrix or `structure` has another value.
+
+    Example:
+    >>> noise_factor([[4.0, 1.0], [1.0, 9.0]], "diagonal").tolist()
+    [[2.0, 0.0], [0.0, 3.0]]
+    """
+    fisher = symmetric("fisher", fisher)
+    values, basis = np.linalg.eigh(fisher)
+    if values[0] < -1e-10 * abs(values[-1]):
+        raise ValueError(
+            "`fisher` must be positive semi-definite, as a mean of g gᵀ is. Received the "
+            f"eigenvalue {values[0]:.3g}"
+        )
+    if structure == "full":
+        return multiplier * (basis * np.sqrt(np.maximum(values, 0))) @ basis.T
+    diagonals = {
+        "diagonal": np.diagonal(fisher),
+        "trace": np.full(len(fisher), np.trace(fisher) / len(fisher)),
+        "none": np.zeros(len(fisher)),
+    }
+    if structure not in diagonals:
+        raise ValueError(
+            "`structure` must be one of 'full', 'diagonal', 'trace', 'none'. Received: "
+            f"structure={structure!r}"
+        )
+    return multiplier * np.diag(np.sqrt(np.maximum(diagonals[structure], 0)))
+
+
+def symmetric(name, matrix):
+    """Check a symmetric matrix.
+
+    Args:
+        name: the argument's name.
+        matrix: what was received.
+
+    Returns:
+        A float64 copy, shape (d, d).
+
+    Raises:
+        ValueError: if it is not a finite symmetric matrix.
+    """
+    matrix = np.array(matrix, dtype="float64")
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+    finite = square and np.isfinite(matrix).all()
+    if not finite or np.max(np.abs(matrix - matrix.T)) > 1e-10 * np.max(np.abs(matrix)):
+        raise ValueError(
+            f"`{name}` must be a finite symmetric matrix, shape (d, d); (X + Xᵀ) / 2 is the "
+            f"symmetric part of X. Received: shape {matrix.shape}"
+        )
+    return matrix

@@ -1,0 +1,254 @@
+"""A quadratic loss with gradient noise: simulated, and its moments exactly."""
+
+import dataclasses
+import itertools
+import math
+import numbers
+
+import numpy as np
+
+from keras_noisylb.quadratic.factors import symmetric
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quadratic:
+    """L(θ) = ½ θᵀ A θ, minimised with noisy gradients: θ ← θ - α A θ + α C ξ.
+
+    Equation 2 of Wen et al. 2020 in the setting of their section 4. ξ has mean 0, covariance I
+    and is independent from step to step. Methods that take a `step_size` accept a number or a
+    function `k -> α_k`, k = 0, 1, ... being the number of updates made before.
+
+    Args:
+        hessian: A, shape (d, d), symmetric and positive definite.
+        noise_factor: C, shape (d, m): the gradient noise has covariance C Cᵀ.
+
+    Attributes:
+        eigenvalues: of A, ascending, shape (d,).
+        eigenvectors: of A, one per column, shape (d, d).
+
+    Raises:
+        ValueError: if a matrix has another shape, or `hessian` is not symmetric positive definite.
+
+    Example:
+    >>> from keras_noisylb.quadratic import noise_factor
+    >>> A = [[2.0, 1.0], [1.0, 2.0]]
+    >>> quadratic = Quadratic(A, noise_factor(A, "diagonal"))
+    >>> paths = quadratic.simulate([3.0, 3.0], steps=500, step_size=0.1, runs=4, every=10, seed=0)
+    >>> paths.shape
+    (51, 4, 2)
+    >>> quadratic.expected_losses([3.0, 3.0], steps=2, step_size=0.1).round(2).tolist()
+    [27.0, 13.27, 6.55]
+    """
+
+    hessian: np.ndarray
+    noise_factor: np.ndarray
+    eigenvalues: np.ndarray = dataclasses.field(init=False, repr=False)
+    eigenvectors: np.ndarray = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        hessian = symmetric("hessian", self.hessian)
+        eigenvalues, eigenvectors = np.linalg.eigh(hessian)
+        if not eigenvalues[0] > len(hessian) * np.finfo("float64").eps * eigenvalues[-1]:
+            raise ValueError(
+                "`hessian` must be positive definite; add a multiple of the identity if it is "
+                f"only semi-definite. Received eigenvalues from {eigenvalues[0]:.3g} to "
+                f"{eigenvalues[-1]:.3g}"
+            )
+        factor = np.array(self.noise_factor, dtype="float64")
+        if factor.ndim != 2 or len(factor) != len(hessian) or not np.isfinite(factor).all():
+            raise ValueError(
+                f"`noise_factor` must be a finite matrix with {len(hessian)} rows, as `hessian` "
+                f"has; `numpy.eye` or `noise_factor()` make one. Received: shape {factor.shape}"
+            )
+        for name, array in [
+            ("hessian", hessian),
+            ("noise_factor", factor),
+            ("eigenvalues", eigenvalues),
+            ("eigenvectors", eigenvectors),
+        ]:
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @property
+    def noise_covariance(self):
+        """C Cᵀ, shape (d, d)."""
+        return self.noise_factor @ self.noise_factor.T
+
+    @property
+    def noise_variances(self):
+        """Variance of the gradient noise along each eigenvector of A, shape (d,)."""
+        return np.sum((self.eigenvectors.T @ self.noise_factor) ** 2, axis=1)
+
+    def loss(self, theta):
+        """L(θ) of points of shape (..., d), an array of shape (...)."""
+        theta = np.asarray(theta, dtype="float64")
+        return 0.5 * np.sum((theta @ self.hessian) * theta, axis=-1)
+
+    def simulate(
+        self, start, steps, step_size, runs=1, every=1, seed=None, draw=np.random.Generator.normal
+    ):
+        """Run the algorithm several times, independently.
+
+        Args:
+            start: θ_0, shape (d,).
+            steps: number of updates.
+            step_size: α, a number or a function `k -> α_k`.
+            runs: number of independent runs.
+            every: keep the parameters after each `every` updates.
+            seed: seed of `numpy.random.default_rng`.
+            draw: function `generator, size=shape -> ξ` of independent numbers with mean 0 and
+                variance 1; Gaussian unless given.
+
+        Returns:
+            Array of shape (1 + steps // every, runs, d) that begins with `start`.
+
+        Raises:
+            ValueError: for a bad start, count or step size.
+        """
+        _check_counts(0, steps=steps)
+        _check_counts(1, runs=runs, every=every)
+        rng = np.random.default_rng(seed)
+        theta = np.tile(self.check_start(start), (runs, 1))
+        kept = [theta]
+        for k, alpha in enumerate(itertools.islice(_step_sizes(step_size), steps), start=1):
+            xi = draw(rng, size=(runs, self.noise_factor.shape[1]))
+            theta = theta - alpha * (theta @ self.hessian - xi @ self.noise_factor.T)
+            if k % every == 0:
+                kept.append(theta)
+        return np.stack(kept)
+
+    def moments(self, start, steps, step_size):
+        """Exact mean and covariance of θ_k, k = 0, ..., `steps`.
+
+        m_{k+1} = (I - α_k A) m_k and S_{k+1} = (I - α_k A) S_k (I - α_k A) + α_k² C Cᵀ.
+
+        Args:
+            start: θ_0, shape (d,).
+            steps: number of updates.
+            step_size: α, a number or a function `k -> α_k`.
+
+        Returns:
+            Arrays of shapes (steps + 1, d) and (steps + 1, d, d).
+
+        Raises:
+            ValueError: for a bad start, count or step size.
+        """
+        _check_counts(0, steps=steps)
+        means = [self.check_start(start)]
+        covariances = [np.zeros_like(self.hessian)]
+        identity, noise = np.eye(len(self.hessian)), self.noise_covariance
+        for alpha in itertools.islice(_step_sizes(step_size), steps):
+            contraction = identity - alpha * self.hessian
+            means.append(contraction @ means[-1])
+            covariances.append(contraction @ covariances[-1] @ contraction + alpha**2 * noise)
+        return np.stack(means), np.stack(covariances)
+
+    def expected_losses(self, start, steps, step_size):
+        """Exact E[L(θ_k)], k = 0, ..., `steps`, an array of shape (steps + 1,).
+
+        Along eigenvector p_i, s = E[(p_iᵀ θ)²] obeys s ← (1 - α λ_i)² s + α² p_iᵀ C Cᵀ p_i, and
+        E[L] = ½ Σ λ_i s_i: the noise enters through `noise_variances` alone.
+
+        Args:
+            start: θ_0, shape (d,).
+            steps: number of updates.
+            step_size: α, a number or a function `k -> α_k`.
+
+        Returns:
+            Array of shape (steps + 1,).
+
+        Raises:
+            ValueError: for a bad start, count or step size.
+        """
+        _check_counts(0, steps=steps)
+        return np.array(list(itertools.islice(self._losses(start, step_size), steps + 1)))
+
+    def steps_to_reach(self, loss, start, step_size, max_steps=1_000_000):
+        """Number of updates after which E[L(θ_k)] is first at most `loss`: Table 1, measured.
+
+        Args:
+            loss: ε.
+            start: θ_0, shape (d,).
+            step_size: α, a number or a function `k -> α_k`.
+            max_steps: where to give up.
+
+        Returns:
+            Integer.
+
+        Raises:
+            ValueError: for a bad start, count or step size, or if `max_steps` do not suffice.
+        """
+        _check_counts(0, max_steps=max_steps)
+        losses = itertools.islice(self._losses(start, step_size), max_steps + 1)
+        for k, expected in enumerate(losses):
+            if expected <= loss:
+                return k
+        raise ValueError(
+            f"The expected loss does not reach {loss} in max_steps={max_steps} updates: it is "
+            f"{expected:.3g} then. Give a larger `loss` or `max_steps`, or smaller step sizes"
+        )
+
+    def stationary_covariance(self, step_size):
+        """Covariance of θ_k as k → ∞ at a constant step size.
+
+        It solves A S + S A - α A S A = α C Cᵀ.
+
+        Args:
+            step_size: α, below 2 / λ_max.
+
+        Returns:
+            Array of shape (d, d).
+
+        Raises:
+            ValueError: if the step size is not in (0, 2 / λ_max).
+        """
+        largest = self.eigenvalues[-1]
+        if not 0 < step_size * largest < 2:
+            raise ValueError(
+                f"`step_size` must be in (0, 2 / λ_max) = (0, {2 / largest:.4g}): beyond, the "
+                f"parameters diverge. Received: step_size={step_size}"
+            )
+        rates = np.add.outer(self.eigenvalues, self.eigenvalues)
+        rates -= step_size * np.outer(self.eigenvalues, self.eigenvalues)
+        return self.scale_noise(step_size / rates)
+
+    def scale_noise(self, factors):
+        """C Cᵀ with its entries in the eigenbasis of A multiplied by `factors` (..., d, d)."""
+        basis = self.eigenvectors
+        return basis @ (factors * (basis.T @ self.noise_covariance @ basis)) @ basis.T
+
+    def check_start(self, start):
+        """The start as a float64 array of shape (d,), or a ValueError."""
+        array = np.array(start, dtype="float64")
+        if array.shape != (len(self.hessian),) or not np.isfinite(array).all():
+            raise ValueError(
+                f"`start` must be {len(self.hessian)} finite numbers, one per row of `hessian`. "
+                f"Received: {start}"
+            )
+        return array
+
+    def _losses(self, start, step_size):
+        squares = (self.eigenvectors.T @ self.check_start(start)) ** 2
+        variances = self.noise_variances
+        for alpha in _step_sizes(step_size):
+            yield 0.5 * self.eigenvalues @ squares
+            squares = (1 - alpha * self.eigenvalues) ** 2 * squares + alpha**2 * variances
+
+
+def _step_sizes(step_size):
+    for k in itertools.count():
+        alpha = step_size(k) if callable(step_size) else step_size
+        if not (alpha >= 0 and math.isfinite(alpha)):
+            raise ValueError(
+                "A step size must be finite and not negative: give a number or a function of k. "
+                f"Received: {alpha} at k={k}"
+            )
+        yield alpha
+
+
+def _check_counts(minimum, **counts):
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or count < minimum:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {minimum}. Received: {name}={count}"
+            )
