@@ -72,12 +72,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
                 "`noise` must be a noise of keras_noisylb, such as DiagonalFisher("
                 f"small_batch_size=128). Received: {noise!r}"
             )
-        one_of("placement", placement, ("gradient", "update"))
-        if placement == "update" and noise.shared:
-            raise ValueError(
-                f"{type(noise).__name__} multiplies the gradient, so its place is "
-                f'placement="gradient". Received: placement={placement!r}'
-            )
+        check_placement(placement, noise)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.noise = noise
@@ -232,6 +227,24 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
                 config[name], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def check_placement(placement, noise):
+    """Check that a noise can be placed where it shall be.
+
+    Args:
+        placement: as `NoisyOptimizer` takes it.
+        noise: the noise.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    one_of("placement", placement, ("gradient", "update"))
+    if placement == "update" and noise.shared:
+        raise ValueError(
+            f"{type(noise).__name__} multiplies the gradient, so its place is "
+            f'placement="gradient". Received: placement={placement!r}'
+        )
 
 
 def _map_shapes(function, shapes):

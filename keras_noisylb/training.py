@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_noisylb.draws import Draws
@@ -113,11 +114,6 @@ class NoisyModel(keras.Model):
         self.built = model.built
         self._monitors, self._evaluates = [], False
 
-    def build(self, input_shape):
-        if not self.model.built:
-            self.model.build(input_shape)
-        self.built = True
-
     def call(self, inputs, training=None):
         return call_model(self.model, inputs, training)
 
@@ -129,9 +125,9 @@ class NoisyModel(keras.Model):
                 raise ValueError(
                     f"A noise with update_every={noisy.noise.update_every} keeps factors of the "
                     "size of the model's layers. Build the model (give it an Input layer, or call "
-                    "model.build(input_shape)) before it is compiled."
+                    "it on a batch of inputs) before it is compiled."
                 )
-            noisy.store(stored_like(self.model))
+            noisy.store(stored_like(self))
 
     def compile_from_config(self, config):
         # Keras wants this beside a `compile` of our own.
@@ -187,6 +183,10 @@ class NoisyModel(keras.Model):
         noisy = find_noisy(self.optimizer)
         if noisy is None and not self.num_microbatches and not self._monitors:
             return super().train_step(data)
+        # `train_on_batch` hands on arrays as they are where it runs eagerly.
+        data = keras.tree.map_structure(
+            lambda a: tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a, data
+        )
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         target = Objective(

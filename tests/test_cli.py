@@ -27,7 +27,7 @@ try:
 finally:
     print(sorted({"keras", "tensorflow", "keras_noisylb"} & set(sys.modules)))
 """
-    for command in ([], ["compare"], ["train"]):
+    for command in ([], ["compare"], ["report"], ["train"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True
         )
@@ -53,6 +53,9 @@ finally:
         ("--model lenet5", "Unknown model 'lenet5'. Known models: "),
         ("--dataset letters", "Unknown data set 'letters'. Known data sets: "),
         ("--conv half", "--conv received 'half'"),
+        ("--estimator best", "--estimator received 'best'"),
+        ("--damping 0", "--damping received 0.0"),
+        ("--regimes multiplicative --placement update", "placement="),
         ("--conv uncorrelated --engine vectorized_map", "engine="),
         ("--train-size 20000", "--train-size received 20000, expected at most 10000"),
         ("--train-size 40", "--small-batch-size received 50, expected less than"),
@@ -98,3 +101,11 @@ def test_killed_run_continues(tmp_path):
     found = json.loads(history.read_text())
     assert [epoch["epoch"] for epoch in found["epochs"]] == list(range(1, 9))
     assert len(found["batch_loss"]) == len(found["step_seconds"]) == 32
+
+
+def test_report_tells_layer_by_layer():
+    result = invoke("report", "--regime", "lb-kfac", "--ghost-batch-size", "50")
+    assert result.exit_code == 0, result.output
+    assert "Kronecker" in result.output and "work" in result.output
+    result = invoke("report", "--regime", "lb")
+    assert result.exit_code == 2 and "one regime with noise" in result.stderr

@@ -31,7 +31,7 @@ def small_data(monkeypatch):
 
 def options(tmp_path, **changes):
     values = dict(
-        model="mlp", normalization="none", large_batch_size=40, small_batch_size=10, epochs=3,
+        model="mlp", normalization="none", regimes="sb,lb,lb-diagonal", large_batch_size=40, small_batch_size=10, epochs=3,
         learning_rate="0.01", seeds="1", output=str(tmp_path / "run"), quiet=True,
     )  # fmt: skip
     return Options(**{**values, **changes})
@@ -176,9 +176,8 @@ def test_loss_of_each_batch(tmp_path):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.0), loss=loss)
     history = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": []}
-    batches = split.batches(30, seed=3, augment=False)
-    journal = runs.Journal(tmp_path, history, batches)
-    model.fit(batches, epochs=2, verbose=0, shuffle=False, callbacks=[journal])
+    journal = runs.Journal(tmp_path, history, lambda size: split.batches(size, 3, augment=False))
+    model.fit(journal.data(30), epochs=2, verbose=0, shuffle=False, callbacks=[journal])
     batches = (splits.Batches(split.x_train, split.y_train, 30, 3, epoch) for epoch in (0, 1))
     expected = [
         float(loss(y, model(x))) for epoch in batches for x, y in map(epoch.__getitem__, range(4))
@@ -219,7 +218,9 @@ def test_regimes_take_their_options(tmp_path):
     assert isinstance(noise, DiagonalFisher)
     assert (noise.small_batch_size, noise.multiplier, noise.conv) == (10, 0.5, "uncorrelated")
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
-    noisy, steps = runs.compiled(model, REGIMES["lb-diagonal"], 0.1, options(tmp_path), 30, 5)
+    noisy, steps = runs.compiled(
+        model, REGIMES["lb-diagonal"], 0.1, options(tmp_path, epochs=10), 100, 5
+    )
     assert isinstance(noisy, NoisyModel) and steps == 8 == noisy.optimizer.noise_steps
     rates = [float(noisy.optimizer.inner_optimizer._learning_rate(k)) for k in (0, 14, 15, 22)]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.01, 0.001], rtol=1e-5)
@@ -228,3 +229,67 @@ def test_regimes_take_their_options(tmp_path):
 def test_a_number_that_is_not_finite_is_null_in_json(tmp_path):
     records.write_json(tmp_path / "a.json", {"loss": [1.0, float("nan")], "n": float("inf")})
     assert load(tmp_path / "a.json") == {"loss": [1.0, None], "n": None}
+
+
+NOISES = {
+    "lb-trace": ("FisherTrace", {"estimator": "per_example"}),
+    "lb-diagonal": ("DiagonalFisher", {"estimator": "per_example"}),
+    "lb-diagonal-split": ("DiagonalFisher", {"estimator": "split"}),
+    "lb-full": ("FullFisher", {"estimator": "weighted"}),
+    "lb-full-split": ("FullFisher", {"estimator": "split"}),
+    "lb-true": ("FullFisher", {"fisher": "true"}),
+    "lb-kfac": ("KroneckerFactored", {"damping": 0.01}),
+    "multiplicative": ("Multiplicative", {"sigma": 0.1, "form": "coordinate"}),
+    "lb-isotropic": ("Isotropic", {"sigma": 0.1}),
+}
+
+
+def test_every_regime_trains(tmp_path):
+    names = ",".join([*NOISES, "batch-change"])
+    summary = compare.compare(options(tmp_path, regimes=names, epochs=1, noise_fraction=1.0))
+    assert all(row["diverged_epochs"] == [] for row in summary.values())
+    assert len({row["train_loss"] for row in summary.values()}) == len(summary)
+    for name, (kind, expected) in NOISES.items():
+        noise = REGIMES[name].noise(options(tmp_path))
+        assert type(noise).__name__ == kind
+        assert {key: getattr(noise, key) for key in expected} == expected
+
+
+def test_noise_options_reach_the_regimes(tmp_path):
+    chosen = options(tmp_path, estimator="weighted", fisher="true", damping=0.5, update_every=7)
+    assert REGIMES["lb-diagonal"].noise(chosen).estimator == "weighted"
+    assert REGIMES["lb-trace"].noise(chosen).fisher == "true"
+    assert REGIMES["lb-diagonal-split"].noise(chosen).fisher == "empirical"
+    kronecker = REGIMES["lb-kfac"].noise(chosen)
+    assert (kronecker.damping, kronecker.update_every) == (0.5, 7)
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    chosen = options(tmp_path, placement="update", num_microbatches=2)
+    noisy, _ = runs.compiled(model, REGIMES["lb-diagonal"], 0.1, chosen, 100, 5)
+    assert noisy.optimizer.placement == "update" and noisy.num_microbatches == 2
+    plain, _ = runs.compiled(model, REGIMES["sb"], 0.1, chosen, 100, 5)
+    assert not isinstance(plain, NoisyModel)
+
+
+def test_batch_change_is_small_first(tmp_path):
+    chosen = options(
+        tmp_path, regimes="batch-change", epochs=4, noise_fraction=0.5, learning_rate="sb=0.02"
+    )
+    summary = compare.compare(chosen)
+    assert summary["batch-change"]["steps"] == 2 * 10 + 2 * 3
+    rate = runs.schedule(REGIMES["batch-change"], 0.4, chosen, 100)
+    found = [float(rate(step)) for step in (1, 20, 21, 23, 24, 26)]
+    np.testing.assert_allclose(found, [0.02, 0.02, 0.04, 0.04, 0.004, 0.004], rtol=1e-5)
+
+
+@pytest.mark.parametrize("regime", ["batch-change", "lb-kfac"])
+def test_other_regimes_resume(tmp_path, monkeypatch, regime):
+    changes = {"regimes": regime, "noise_fraction": 0.67, "update_every": 2}
+    whole, parts = (options(tmp_path, output=str(tmp_path / n), **changes) for n in ("a", "b"))
+    compare.compare(whole)
+    with monkeypatch.context() as patch:
+        interrupt(patch, epoch=1)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(parts)
+    compare.compare(parts)
+    a, b = (load(tmp_path / n / f"{regime}-seed0" / "history.json") for n in ("a", "b"))
+    assert a["batch_loss"] == b["batch_loss"]

@@ -39,10 +39,11 @@ def show_warning(message, *_, **__):
     typer.echo(f"noisylb: {message}", err=True)
 
 
-def run(values):
-    """Run a comparison with the values of the command line.
+def run(job, values):
+    """Run something of the package with the values of the command line.
 
     Args:
+        job: name of a function of `keras_noisylb.paper.compare` that takes the options.
         values: dictionary of the fields of `Options`.
 
     Raises:
@@ -61,7 +62,7 @@ def run(values):
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            compare.compare(options)
+            getattr(compare, job)(options)
     except (compare.CompareError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -72,20 +73,24 @@ def run(values):
         raise typer.Exit(130) from None
 
 
-def command(name, help_text, **changes):
-    """Add a command whose options are the fields of `Options`.
+def command(name, job, help_text, only=None, **changes):
+    """Add a command whose options are fields of `Options`.
 
     Args:
         name: of the command.
+        job: name of the function of `keras_noisylb.paper.compare` that it runs.
         help_text: what it does.
+        only: names of the fields that it has; `None` for all.
         **changes: fields with another name, default or help, as `(flag, default, help)`.
     """
 
     def call(**values):
-        run(values)
+        run(job, values)
 
     parameters = []
     for field in dataclasses.fields(Options):
+        if only is not None and field.name not in only:
+            continue
         flag = "--" + field.name.replace("_", "-")
         flag, default, text = changes.get(field.name, (flag, field.default, field.metadata["help"]))
         kind = Annotated[field.type, typer.Option(flag, help=text)]
@@ -99,17 +104,31 @@ def command(name, help_text, **changes):
     app.command(name, help=help_text)(call)
 
 
+ONE_REGIME = ("--regime", "lb-diagonal", "Regime: one of those of `compare`.")
+
 command(
+    "compare",
     "compare",
     "Train several regimes side by side for equal epochs: table, picture and records.",
 )
 command(
     "train",
+    "compare",
     "Train one regime, with the options of `compare`.",
-    regimes=("--regime", "lb-diagonal", "Regime to train."),
-    seeds=("--seeds", "1", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7."),
+    regimes=ONE_REGIME,
     output=("--output", "results/train", "Folder of the results; continues what lies there."),
 )
+command(
+    "report",
+    "show_report",
+    "Say, layer by layer, how a regime's noise will be computed and what it costs. Trains nothing.",
+    only=(
+        "regimes", "model", "dataset", "large_batch_size", "small_batch_size", "normalization",
+        "ghost_batch_size", "estimator", "fisher", "engine", "max_examples", "conv", "damping",
+        "update_every", "sigma", "form",
+    ),
+    regimes=ONE_REGIME,
+)  # fmt: skip
 
 
 def main():

@@ -34,7 +34,11 @@ class Options:
     ```
     """
 
-    regimes: str = option("sb,lb,lb-diagonal", "Regimes to train, separated by commas.")
+    regimes: str = option(
+        "sb,lb,lb-trace,lb-diagonal,lb-diagonal-split",
+        "Regimes to train, separated by commas. Beside the default: lb-full, lb-full-split, "
+        "lb-true, lb-kfac, lb-isotropic, multiplicative, batch-change.",
+    )
     model: str = option("lenet", "Model, one of keras_noisylb.models.")
     dataset: str = option("fashion_mnist_small", "Data set, one of keras_noisylb.data.")
     data_dir: str | None = option(None, "Folder of the prepared TFDS data sets.")
@@ -48,8 +52,24 @@ class Options:
     )
     momentum: float = option(0.9, "Momentum of SGD.")
     warmup_fraction: float = option(0.05, "Part of the training with linear warm-up.")
-    noise_fraction: float = option(0.25, "Part of the training with noise.")
+    noise_fraction: float = option(
+        0.25, "Part of the training with noise, or with the small batch in batch-change."
+    )
     multiplier: float = option(0.3, "λ: the noise is multiplied by it; the paper has 1.")
+    estimator: str = option(
+        "per_example",
+        "Estimator of lb-trace, lb-diagonal and lb-full: per_example, weighted or split "
+        "(lb-full takes weighted for per_example).",
+    )
+    fisher: str = option(
+        "empirical", "Labels of the Fisher: empirical or true; the split regimes use the data's."
+    )
+    placement: str = option("gradient", "Where the noise is added: gradient or update.")
+    sigma: float = option(0.1, "σ of multiplicative and lb-isotropic.")
+    form: str = option("coordinate", "Form of multiplicative: coordinate or example.")
+    damping: float = option(0.01, "Damping of lb-kfac, relative to each factor.")
+    update_every: int = option(1, "Updates for which lb-kfac uses the same factors.")
+    num_microbatches: int | None = option(None, "Chunks that each large batch is computed in.")
     conv: str = option("exact", "Formula for convolutions: exact or uncorrelated.")
     engine: str = option("auto", "Engine of the noise: auto, layerwise or vectorized_map.")
     max_examples: int | None = option(None, "Examples per batch that estimate the noise (all).")
@@ -71,6 +91,9 @@ class Options:
             ("small_batch_size", 1),
             ("epochs", 1),
             ("max_examples", 1),
+            ("num_microbatches", 1),
+            ("update_every", 1),
+            ("sigma", 0),
             ("ghost_batch_size", 1),
             ("train_size", 1),
             ("momentum", 0),
@@ -87,12 +110,19 @@ class Options:
             self.refuse("validation_fraction", "a number from 0 (the test set) to below 1")
         if not self.momentum < 1:
             self.refuse("momentum", "a number from 0 to below 1")
-        if self.conv not in {"exact", "uncorrelated"}:
-            self.refuse("conv", "exact or uncorrelated")
-        if self.engine not in {"auto", "layerwise", "vectorized_map"}:
-            self.refuse("engine", "auto, layerwise or vectorized_map")
-        if self.normalization not in {"ghost", "batch", "none"}:
-            self.refuse("normalization", "ghost, batch or none")
+        if not 0 < self.damping < math.inf:
+            self.refuse("damping", "a positive number")
+        for name, *choices in (
+            ("estimator", "per_example", "weighted", "split"),
+            ("fisher", "empirical", "true"),
+            ("placement", "gradient", "update"),
+            ("form", "coordinate", "example"),
+            ("conv", "exact", "uncorrelated"),
+            ("engine", "auto", "layerwise", "vectorized_map"),
+            ("normalization", "ghost", "batch", "none"),
+        ):
+            if getattr(self, name) not in choices:
+                self.refuse(name, f"{', '.join(choices[:-1])} or {choices[-1]}")
         if self.small_batch_size >= self.large_batch_size:
             self.refuse("large_batch_size", f"more than small_batch_size={self.small_batch_size}")
         if not self.regime_names or len(set(self.regime_names)) < len(self.regime_names):

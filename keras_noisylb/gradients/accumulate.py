@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.batch import cut, ghost_size
-from keras_noisylb.gradients.objective import mask_of
+from keras_noisylb.gradients.objective import call_model, mask_of, with_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
         sums, y_pred, state = run(batch)
     else:
         chunks = cut(num_examples, num_chunks, ghost_size(objective.model))
+        batch = dataclasses.replace(batch, masks=_masks(objective.model, batch.x))
         sums, y_pred, state = _in_chunks(run, batch, chunks)
     gradients, sums, extra_loss = sums
     found = statistic.finish(sums, gradients, num_examples)
@@ -67,12 +68,8 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
 def _in_chunks(run, batch, chunks):
     first = batch.chunk(0, chunks.first, chunks.contrast(0))
     sums, y_pred, state = run(first)
-    masks = keras.tree.map_structure(mask_of, y_pred)
-    outputs = keras.tree.map_structure(
-        lambda rows: None if rows is None else first.placed(rows), (y_pred, masks)
-    )
     variables = [v for v, _ in state]
-    packed = (sums, outputs, [value for _, value in state])
+    packed = (sums, first.placed(y_pred), [value for _, value in state])
     pack, unpack = packing(packed)
 
     def body(chunk, packed):
@@ -85,28 +82,22 @@ def _in_chunks(run, batch, chunks):
         )
         new_sums, y_pred, state = run(part)
         sums = keras.tree.map_structure(lambda a, b: None if a is None else a + b, sums, new_sums)
-        masks = keras.tree.map_structure(mask_of, y_pred)
-        outputs = keras.tree.map_structure(
-            lambda rows, whole: None if rows is None else part.placed(rows, whole),
-            (y_pred, masks),
-            outputs,
-        )
+        outputs = part.placed(y_pred, outputs)
         return chunk + 1, pack((sums, outputs, [value for _, value in state]))
 
     # One after the other: the memory is that of one chunk.
     _, packed = tf.while_loop(
         lambda chunk, _: chunk < chunks.number, body, (1, pack(packed)), parallel_iterations=1
     )
-    sums, (y_pred, masks), values = unpack(packed)
-    return sums, with_masks(y_pred, masks), list(zip(variables, values, strict=True))
+    sums, y_pred, values = unpack(packed)
+    return sums, with_masks(y_pred, batch.masks), list(zip(variables, values, strict=True))
 
 
-def with_masks(y_pred, masks):
-    """Attach masks, or `None`, to outputs, as Keras does."""
-    for output, mask in zip(keras.tree.flatten(y_pred), keras.tree.flatten(masks), strict=True):
-        if mask is not None:
-            output._keras_mask = mask
-    return y_pred
+def _masks(model, x):
+    """The masks of the outputs for the whole batch: a loss may divide by what they leave."""
+    # In a graph, only the operations that make the masks remain of this forward pass.
+    with keras.StatelessScope():
+        return keras.tree.map_structure(mask_of, call_model(model, x))
 
 
 def packing(structure):

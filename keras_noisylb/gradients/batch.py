@@ -29,6 +29,7 @@ class Batch:
         count: number of rows of the chunk.
         contrast: the weight of the chunk's gradient in the difference of the batch's halves.
         state: tuple of `(state variable, value)` where it is not the variable's own.
+        masks: the masks of the whole batch's outputs, where the batch is computed in chunks.
     """
 
     x: object
@@ -38,6 +39,7 @@ class Batch:
     count: object = None
     contrast: object = 0.0
     state: tuple = ()
+    masks: object = None
 
     @property
     def num_examples(self):
@@ -96,7 +98,7 @@ class Batch:
             whole: what the other rows hold; `None` for copies of `rows` without a gradient.
 
         Returns:
-            Nested tensors of M rows. Masks that Keras has attached to the outputs are kept.
+            Nested tensors of M rows.
         """
         if self.start is None:
             return rows
@@ -164,7 +166,7 @@ def ghost_size(model):
 def cut(num_examples, num_chunks, ghost):
     """Cut a batch into at most `num_chunks` chunks of whole ghost batches.
 
-    A batch with fewer ghost batches than chunks is cut without regard to them.
+    A batch of less than two ghost batches is cut without regard to them, so that it has halves.
 
     Args:
         num_examples: M, integer or scalar tensor.
@@ -174,12 +176,13 @@ def cut(num_examples, num_chunks, ghost):
     Returns:
         `Chunks`.
     """
+    whole = min(num_chunks, 2) * ghost
     if isinstance(num_examples, int):
         at_least = max
-        unit = ghost if num_examples >= num_chunks * ghost else 1
+        unit = ghost if num_examples >= whole else 1
     else:
         at_least = tf.maximum
-        unit = tf.where(num_examples >= num_chunks * ghost, ghost, 1)
+        unit = tf.where(num_examples >= whole, ghost, 1)
     units = num_examples // unit
     per_chunk = at_least(-(-units // num_chunks), 1)
     number = at_least(-(-units // per_chunk), 1)

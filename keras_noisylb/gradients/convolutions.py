@@ -53,6 +53,7 @@ def separable_conv(layer, use, d, conv):
 
 
 def channels_last(layer, a, d):
+    """Inputs and gradients of a layer with the channels as last axis, in the gradients' dtype."""
     a = tf.cast(a, d.dtype)
     if layer.data_format == "channels_first":
         return tf.einsum("mc...->m...c", a), tf.einsum("mc...->m...c", d)

@@ -6,6 +6,7 @@ of one layer) A sums and G averages over them (Grosse & Martens 2016, KFC).
 """
 
 import dataclasses
+import math
 
 import keras
 import tensorflow as tf
@@ -41,10 +42,7 @@ class Place:
     @property
     def sides(self):
         """Sizes of A and G."""
-        rows = 1
-        for size in self.shape[:-1]:
-            rows *= size
-        return rows + (self.bias is not None), self.shape[-1]
+        return math.prod(self.shape[:-1]) + (self.bias is not None), self.shape[-1]
 
 
 def factored_places(model):
@@ -54,7 +52,7 @@ def factored_places(model):
         model: a built Keras model.
 
     Returns:
-        List of `Place`.
+        List of `Place`, in the order of the trainable variables.
     """
     index = {id(v): k for k, v in enumerate(model.trainable_variables)}
     found = []
@@ -65,7 +63,7 @@ def factored_places(model):
         bias = None if layer.bias is None else index.get(id(layer.bias))
         if kernel is not None:
             found.append(Place(layer, kernel, bias, tuple(layer.kernel.shape)))
-    return found
+    return sorted(found, key=lambda place: place.kernel)
 
 
 class KroneckerFactors(Statistic):
@@ -180,15 +178,8 @@ def _factors(place, used, count):
 
 
 def _num_positions(d, layer):
-    shape = sizes(d)[1:]
-    if getattr(layer, "data_format", None) == "channels_first":
-        shape = shape[1:]
-    else:
-        shape = shape[:-1]
-    number = 1
-    for size in shape:
-        number = number * size
-    return number
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return math.prod(sizes(d)[2:] if first else sizes(d)[1:-1])
 
 
 def _patches(layer, a, d):

@@ -55,6 +55,7 @@ class Tapped:
         for use, d in zip(self.uses, found, strict=False):
             if d is None:  # an output that the loss does not look at
                 continue
+            d = tf.convert_to_tensor(d)
             if count is not None:
                 use, d = dataclasses.replace(use, inputs=use.inputs[:count]), d[:count]
             dtype = statistics_dtype(use.layer.trainable_variables[0])

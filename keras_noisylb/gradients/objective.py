@@ -69,7 +69,9 @@ class Objective:
         Returns:
             Tuple of the data loss and the regularisers' loss, which may be `None`.
         """
-        whole = keep_masks(y_pred, batch.placed(y_pred), batch)
+        whole = batch.placed(y_pred)
+        if batch.masks is not None:
+            with_masks(whole, batch.masks)
         regularised = [(v, v.value) for v in self.variables if v.regularizer is not None]
         # In the scope, what the loss counts for its metrics is forgotten: it is counted later.
         with keras.StatelessScope(state_mapping=regularised):
@@ -179,13 +181,9 @@ def mask_of(y_pred):
     return getattr(y_pred, "_keras_mask", None)
 
 
-def keep_masks(rows, whole, batch):
-    """Give outputs for the whole batch the masks of the chunk's outputs."""
-
-    def keep(rows, whole):
-        mask = mask_of(rows)
-        if mask is not None and whole is not rows:
-            whole._keras_mask = batch.placed(mask)
-        return whole
-
-    return keras.tree.map_structure(keep, rows, whole)
+def with_masks(y_pred, masks):
+    """Attach masks, or `None`, to outputs, as Keras does."""
+    for output, mask in zip(keras.tree.flatten(y_pred), keras.tree.flatten(masks), strict=True):
+        if mask is not None:
+            output._keras_mask = mask
+    return y_pred

@@ -45,3 +45,8 @@ class Gradient(Statistic):
 
     def finish(self, sums, gradients, num_examples):
         return gradients
+
+
+def where_known(gradients, statistic):
+    """`statistic`, aligned with `gradients`, without the variables that have no gradient."""
+    return [None if g is None else s for g, s in zip(gradients, statistic, strict=True)]

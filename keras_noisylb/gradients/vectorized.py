@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
 from keras_noisylb.gradients.objective import call_model, statistics_dtype
-from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.statistic import Statistic, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
 from keras_noisylb.layers import GhostBatchNormalization
 
@@ -179,7 +179,8 @@ class VectorizedSquares(Statistic):
         like = [(v.shape, statistics_dtype(v)) for v in variables]
         elements = sum(v.shape.num_elements() for v in variables)
         sums = sum_over_chunks(chunk_sums, flat, count, chunk_size(elements, "float32"), like)
-        return replay.recorded, replay.recorded.data_gradients(), (sums, count)
+        gradients = replay.recorded.data_gradients()
+        return replay.recorded, gradients, (where_known(gradients, sums), count)
 
     def finish(self, sums, gradients, num_examples):
         return mean_squares(sums)

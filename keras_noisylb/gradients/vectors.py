@@ -7,7 +7,7 @@ examples. Both vectors are written v; docs/noise.md derives their covariances.
 import tensorflow as tf
 
 from keras_noisylb.gradients.objective import statistics_dtype
-from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.statistic import Statistic, where_known
 
 
 class Weighted(Statistic):
@@ -24,7 +24,12 @@ class Weighted(Statistic):
             for g in gradients
         ]
         found = recorded.tape.gradient(outputs, objective.variables, output_gradients=weighted)
-        return recorded, recorded.data_gradients(), as_statistics(found, objective.variables)
+        gradients = recorded.data_gradients()
+        return (
+            recorded,
+            gradients,
+            as_statistics(where_known(gradients, found), objective.variables),
+        )
 
     def finish(self, sums, gradients, num_examples):
         # The sums are those of w_i g_i / M.

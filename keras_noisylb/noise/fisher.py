@@ -1,4 +1,4 @@
-"""Noise with the covariance of the Fisher: its diagonal (the paper's method), all of it, its trace."""
+"""Noise with the covariance of the Fisher: its diagonal (the paper's method), all, its trace."""
 
 import keras
 from keras import ops

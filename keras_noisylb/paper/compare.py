@@ -8,22 +8,26 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from keras_noisylb import data as data_sets
 from keras_noisylb import models
+from keras_noisylb.optimizer import check_placement
 from keras_noisylb.paper import figures, records, runs, splits, tables
 from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import choose
+from keras_noisylb.report import report as noise_report
 
-__all__ = ["CompareError", "compare"]
+__all__ = ["CompareError", "compare", "show_report"]
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed
 
 
-def builder(options, data):
+def builder(options, num_classes, input_shape):
     """The function that builds the network.
 
     Args:
         options: the options of the run.
-        data: the `Split`, for the shapes.
+        num_classes: number of its outputs.
+        input_shape: of one image.
 
     Returns:
         Function without arguments to a Keras model.
@@ -33,8 +37,8 @@ def builder(options, data):
     """
     function = models.get(options.model)
     wanted = {
-        "num_classes": data.num_classes,
-        "input_shape": data.x_train.shape[1:],
+        "num_classes": num_classes,
+        "input_shape": input_shape,
         "normalization": None if options.normalization == "none" else options.normalization,
         "ghost_batch_size": options.ghost_batch_size or options.small_batch_size,
         "l2": options.l2,
@@ -63,10 +67,11 @@ def prepare(options):
         models.get(options.model)
         regimes = choose(options)
         for regime, _ in regimes.values():
+            regime.batch_change(options)
             if regime.noise is not None:
-                regime.noise(options)
+                check_placement(options.placement, regime.noise(options))
         data = splits.load(options)
-        build = builder(options, data)
+        build = builder(options, data.num_classes, data.x_train.shape[1:])
         build()
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
@@ -163,3 +168,46 @@ def compare(options):
             results[name].append((record, history))
     say(f"{time.perf_counter() - began:.0f} s")
     return report(folder, options, regimes, results, reported, console)
+
+
+def show_report(options):
+    """Print how the noise of one regime will be computed.
+
+    Args:
+        options: `noisylb.options.Options` that name one regime.
+
+    Raises:
+        CompareError: if the regime has no noise, or the model cannot have it.
+    """
+    try:
+        regimes = choose(options)
+        (regime, _), *more = regimes.values()
+        if more or regime.noise is None:
+            raise ValueError(
+                f"a report is about one regime with noise. Received: {', '.join(regimes)}. "
+                "Change --regime."
+            )
+        found = data_sets.info(options.dataset)
+        network = builder(options, found.num_classes, found.image_shape)()
+        result = noise_report(network, regime.noise(options), options.large_batch_size)
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    console = Console()
+    console.print(f"{regime.title}: {options.model}, batch {options.large_batch_size}")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("layer", "variables", "statistic"):
+        table.add_column(name)
+    for name in ("exact", "MB", "work"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result.rows:
+        exact = "yes" if row.exact else "no"
+        table.add_row(
+            row.layer, row.shapes, row.method, exact, f"{row.megabytes:.2f}", f"{row.work:.2f}"
+        )
+    console.print(table)
+    console.print(
+        f"Whole step: {result.work:.2f} times the multiplications of the plain step, statistic of "
+        f"{result.megabytes:.2f} MB."
+    )
+    for note in result.notes:
+        console.print(note, markup=False, highlight=False)

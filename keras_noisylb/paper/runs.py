@@ -29,13 +29,22 @@ class Journal(keras.callbacks.Callback):
     Args:
         folder: `pathlib.Path` of the run.
         history: what the epochs so far have left, in the form of `HISTORY`.
-        batches: the `Batches` that `fit` gets, without its shuffling.
+        make_batches: function `batch_size -> Batches`; `fit` must not shuffle these.
     """
 
-    def __init__(self, folder, history, batches):
+    def __init__(self, folder, history, make_batches):
         super().__init__()
-        self.folder, self.history, self.batches = folder, history, batches
+        self.folder, self.history, self.make_batches = folder, history, make_batches
         self.diverged_epoch = None
+
+    def data(self, batch_size):
+        """The batches that the coming epochs train on.
+
+        Args:
+            batch_size: number of examples of each.
+        """
+        self.batches = self.make_batches(batch_size)
+        return self.batches
 
     def on_train_begin(self, logs=None):
         self.history["first_steps"].append(len(self.history["batch_loss"]))
@@ -90,7 +99,33 @@ def checkpoint(folder, epoch):
     return folder / f"checkpoint-{epoch:04}.weights.h5"
 
 
-def compiled(network, regime, learning_rate, options, steps, seed):
+def schedule(regime, learning_rate, options, num_examples):
+    """The learning rate over the updates.
+
+    It falls to a tenth after a half and after three quarters of the epochs. The small batches of a
+    regime that changes to large ones have the learning rate of SB, and no regime warms up then.
+
+    Args:
+        regime: the `Regime`.
+        learning_rate: its peak learning rate.
+        options: the options of the run.
+        num_examples: number of training examples.
+
+    Returns:
+        A Keras schedule.
+    """
+    change = regime.batch_change(options)
+    steps = change.updates(num_examples, options.epochs)
+    if regime.batch != "change":
+        warmup = round(options.warmup_fraction * steps)
+        return WarmupStepDecay(learning_rate, warmup, [steps // 2, steps * 3 // 4], 0.1)
+    epochs = [change.change_epoch, options.epochs // 2, options.epochs * 3 // 4]
+    ends = [change.updates(num_examples, max(epoch, change.change_epoch)) for epoch in epochs]
+    rates = [options.learning_rates["sb"], *(learning_rate * f for f in (1.0, 0.1, 0.01))]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(ends, rates)
+
+
+def compiled(network, regime, learning_rate, options, num_examples, seed):
     """The network ready for `fit` under a regime.
 
     Args:
@@ -98,24 +133,28 @@ def compiled(network, regime, learning_rate, options, steps, seed):
         regime: the `Regime`.
         learning_rate: its peak learning rate.
         options: the options of the run.
-        steps: number of updates of the whole training.
+        num_examples: number of training examples.
         seed: of the noise.
 
     Returns:
         Tuple of the compiled model and the number of its updates with noise.
     """
-    warmup = round(options.warmup_fraction * steps)
     optimizer = keras.optimizers.SGD(
-        WarmupStepDecay(learning_rate, warmup, [steps // 2, steps * 3 // 4], 0.1),
-        momentum=options.momentum,
+        schedule(regime, learning_rate, options, num_examples), momentum=options.momentum
     )
-    noise_steps = 0
+    noise_steps, model = 0, network
     if regime.noise is not None:
+        steps = regime.batch_change(options).updates(num_examples, options.epochs)
         noise_steps = math.ceil(options.noise_fraction * steps)
         optimizer = NoisyOptimizer(
-            optimizer, regime.noise(options), noise_steps=noise_steps, seed=seed
+            optimizer,
+            regime.noise(options),
+            noise_steps=noise_steps,
+            placement=options.placement,
+            seed=seed,
         )
-    model = network if regime.noise is None else NoisyModel(network)
+    if regime.batch == "large" and (regime.noise is not None or options.num_microbatches):
+        model = NoisyModel(network, options.num_microbatches)
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -178,24 +217,23 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
     if record is not None and history is not None:
         say("Finished before; not trained again.")
         return record, history
-    batch_size = regime.batch_size(options)
-    steps_per_epoch = -(-len(data.x_train) // batch_size)
-    steps = steps_per_epoch * options.epochs
     history = None
     while history is None:  # at most twice: a checkpoint that fails to load may have been half read
         keras.backend.clear_session()
         keras.utils.set_random_seed(seed)
         network = build()
-        model, noise_steps = compiled(network, regime, learning_rate, options, steps, seed)
+        model, noise_steps = compiled(
+            network, regime, learning_rate, options, len(data.x_train), seed
+        )
         history = resume(model, folder, say)
     history["noise_steps"] = noise_steps
     done = len(history["epochs"])
-    batches = data.batches(batch_size, seed, options.augment)
-    journal = Journal(folder, history, batches)
+    journal = Journal(folder, history, lambda size: data.batches(size, seed, options.augment))
     evaluation = {"batch_size": 1000, "verbose": 0}
     if done < options.epochs:
-        model.fit(
-            batches,
+        regime.batch_change(options).fit(
+            model,
+            journal.data,
             shuffle=False,  # of the order of the batches: `batches` has shuffled the examples
             epochs=options.epochs,
             initial_epoch=done,
@@ -220,7 +258,7 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
         step_seconds=median_step(history),
         seed=seed,
         learning_rate=learning_rate,
-        batch_size=batch_size,
+        batch_size=regime.batch_size(options),
     )
     network.save(folder / "unfinished.keras")
     os.replace(folder / "unfinished.keras", folder / "model.keras")

@@ -1,0 +1,118 @@
+"""Time and memory of a training step with noise against the plain step.
+
+    python benchmarks/step_overhead.py [--models lenet:4096,resnet8:512] [--repeats 9]
+        [--cases split,weighted] [--no-memory]
+
+All steps of one model take turns in one process, so that whatever else the machine does slows all
+of them; a ratio is that of the medians. Peak memory is measured in a process for each case.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+GHOST = 128
+INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
+
+
+def noises(batch_size):
+    """The cases by name; `None` is the plain step of the plain model."""
+    from keras_noisylb import DiagonalFisher, FullFisher, KroneckerFactored
+
+    return {
+        "plain": None,
+        "noise ended": DiagonalFisher(GHOST),
+        "split": DiagonalFisher(GHOST, "split"),
+        "full split": FullFisher(GHOST, "split"),
+        "weighted": DiagonalFisher(GHOST, "weighted"),
+        "per_example": DiagonalFisher(GHOST),
+        "max_examples": DiagonalFisher(GHOST, max_examples=batch_size // 8),
+        "uncorrelated": DiagonalFisher(GHOST, conv="uncorrelated"),
+        "true": DiagonalFisher(GHOST, fisher="true"),
+        "kfac every 10": KroneckerFactored(GHOST, update_every=10),
+    }
+
+
+def make_step(name, model_name, batch_size):
+    """A function that runs one training step of a case."""
+    import keras
+
+    import keras_noisylb as nlb
+
+    keras.utils.set_random_seed(0)
+    shape = INPUTS.get(model_name, (32, 32, 3))
+    model = nlb.models.get(model_name)(num_classes=10, input_shape=shape, ghost_batch_size=GHOST)
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
+    noise = noises(batch_size)[name]
+    if noise is not None:
+        model = nlb.NoisyModel(model)
+        steps = 0 if name == "noise ended" else None
+        optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=steps, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss, jit_compile=False)
+    x = keras.random.normal((batch_size, *shape))
+    y = keras.random.randint((batch_size,), 0, 10)
+    return lambda: model.train_on_batch(x, y)
+
+
+def measure_times(model_name, batch_size, cases, repeats):
+    """Median seconds of a step of each case."""
+    steps = {name: make_step(name, model_name, batch_size) for name in cases}
+    times = {name: [] for name in cases}
+    for turn in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_memory(model_name, batch_size, name):
+    """Peak MiB of a process that runs three steps of one case."""
+    command = [sys.executable, __file__, "--peak", json.dumps([name, model_name, batch_size])]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(output.split()[-1]) / 1024
+
+
+def main():
+    """Print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="lenet:4096,resnet8:512")
+    parser.add_argument("--cases", default=",".join(noises(8)))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        step = make_step(*json.loads(options.peak))
+        for _ in range(3):
+            step()
+        # Not `ru_maxrss`, which a new process inherits from the one that started it.
+        status = pathlib.Path("/proc/self/status").read_text()
+        print(status.split("VmHWM:")[1].split()[0])
+        return
+    cases = list(dict.fromkeys(["plain", *options.cases.split(",")]))
+    for entry in options.models.split(","):
+        model_name, batch_size = entry.split(":")
+        batch_size = int(batch_size)
+        times = measure_times(model_name, batch_size, cases, options.repeats)
+        print(f"{model_name}, batch {batch_size}", flush=True)
+        peaks = {}
+        for name in cases:
+            line = f"  {name:14} {1e3 * times[name]:8.0f} ms {times[name] / times['plain']:6.2f}"
+            if not options.no_memory:
+                peaks[name] = measure_memory(model_name, batch_size, name)
+                line += f" {peaks[name]:8.0f} MiB {peaks[name] / peaks['plain']:6.2f}"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
