@@ -13,7 +13,7 @@ if _backend != "tensorflow":
         "environment variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
-from keras_noisylb import data, gradients, models, noise, schedules
+from keras_noisylb import data, diagnostics, gradients, models, noise, quadratic, schedules
 from keras_noisylb.batch_change import BatchChange
 from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
@@ -61,7 +61,9 @@ __all__ = [
     "GhostBatchNormalization",
     "models",
     "replace_batch_norm",
-    # statistics and data
+    # statistics, theory and data
     "data",
+    "diagnostics",
     "gradients",
+    "quadratic",
 ]

@@ -5,10 +5,10 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.accumulate import compute, packing, with_masks
+from keras_noisylb.gradients.accumulate import compute, packing
 from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.moments import WithMoments, squared_norm
-from keras_noisylb.gradients.objective import mask_of
+from keras_noisylb.gradients.objective import mask_of, with_masks
 from keras_noisylb.gradients.statistic import Statistic
 
 

@@ -1,0 +1,198 @@
+"""The largest eigenvalue of the Hessian after the modifications of section 5.3."""
+
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+from keras import layers
+from scipy import optimize, special
+
+from keras_noisylb.diagnostics.batches import batched
+from keras_noisylb.diagnostics.folding import fold_batch_norm
+from keras_noisylb.diagnostics.spectrum import Eigenpairs, largest_eigenvalues
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharpness:
+    """The largest eigenvalue of a calibrated model's Hessian.
+
+    Args:
+        largest_eigenvalue: the sharpness.
+        temperature: what the logits are divided by.
+        eigenpairs: eigenvectors, residuals and number of products.
+        model: the model that the Hessian is of, from inputs to calibrated logits.
+    """
+
+    largest_eigenvalue: float
+    temperature: float
+    eigenpairs: Eigenpairs
+    model: keras.Model
+
+
+def fit_temperature(logits, y):
+    """The temperature T at which the cross-entropy of softmax(logits / T) is least.
+
+    Temperature scaling of Guo et al. 2017 (https://arxiv.org/abs/1706.04599). The cross-entropy is
+    convex in 1 / T, so T is the one root of its derivative.
+
+    Args:
+        logits: array (..., C), such as `model.predict(x)` of a model without softmax.
+        y: integer labels of shape (...) or (..., 1), or probabilities of shape (..., C).
+
+    Returns:
+        T, a positive number.
+
+    Raises:
+        ValueError: if the shapes do not fit, if probabilities arrive in place of logits, or if no
+            positive finite T is best.
+
+    Example:
+    >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]), 6)
+    1.820478
+    """
+    logits, y = np.asarray(logits, "float64"), np.asarray(y)
+    label_shapes = (logits.shape[:-1], (*logits.shape[:-1], 1), logits.shape)
+    if logits.ndim < 2 or logits.shape[-1] < 2 or y.shape not in label_shapes:
+        raise ValueError(
+            "`logits` must be of shape (N, C), C > 1, and `y` of shape (N,), (N, 1) or (N, C). "
+            f"Received: {logits.shape} and {y.shape}"
+        )
+    labels = y.reshape(-1, logits.shape[-1]) if y.shape == logits.shape else None
+    logits = logits.reshape(-1, logits.shape[-1])
+    if not len(logits) or not np.isfinite(logits).all():
+        raise ValueError(
+            "`logits` must be finite numbers for at least one example. Received: "
+            f"{len(logits)} examples, {np.sum(~np.isfinite(logits))} numbers not finite"
+        )
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1):
+        raise ValueError(
+            "`logits` are probabilities: every row is nonnegative and sums to 1. Hand the outputs "
+            "of a model without softmax, or np.log(probabilities)."
+        )
+    if labels is None:
+        index = y.reshape(-1, 1).astype("int64")
+        if index.min() < 0 or index.max() >= logits.shape[1]:
+            raise ValueError(
+                f"Labels must be between 0 and {logits.shape[1] - 1}. Received: labels between "
+                f"{index.min()} and {index.max()}"
+            )
+        target = np.take_along_axis(logits, index, axis=1)[:, 0]
+    else:
+        target = np.sum(labels * logits, axis=1)
+
+    def slope(inverse):
+        """Derivative of the cross-entropy by 1 / T."""
+        weights = special.softmax(inverse * logits, axis=1)
+        return np.mean(np.sum(weights * logits, axis=1) - target)
+
+    if slope(0.0) >= 0:
+        raise ValueError(
+            "No positive temperature is best: the logits predict the labels no better than equal "
+            "probabilities do. Train the model, or check that logits and labels belong together."
+        )
+    if np.mean(logits.max(axis=1) - target) <= 0:
+        raise ValueError(
+            "No positive temperature is best: every example is classified correctly, and the "
+            "cross-entropy falls for ever as T goes to 0. Fit the temperature on test data."
+        )
+    upper = 1 / np.std(logits)
+    while slope(upper) < 0:
+        upper *= 2
+    return 1 / optimize.brentq(slope, 0, upper, xtol=1e-14 * upper)
+
+
+def sharpness(
+    model, loss, x, y=None, temperature_data=None, fold_temperature=False, batch_size=256, **options
+):
+    """The largest Hessian eigenvalue of a calibrated model (Wen et al. 2020, Figure 5b).
+
+    As in section 5.3, batch normalisation is folded into the weights (`fold_batch_norm`), a
+    temperature T is fitted on the cross-entropy of the test set (`fit_temperature`), the logits are
+    divided by T, and the eigenvalue is that of the mean loss over `x` and `y`, in inference mode.
+    The paper does not say which data the Hessian is of.
+
+    What this makes comparable is the size of weights before a normalisation: it has no influence.
+    Scaling the logits' layer by c leaves the calibrated loss as it is, but divides that layer's
+    block of the Hessian by c²; with `fold_temperature=True` T is divided out of the layer's weights
+    instead, and the eigenvalue is invariant too. Neither removes a scale that a layer, or γ and β,
+    can hand to the next layer through a ReLU: by it the eigenvalue of one and the same function can
+    be made as large as one likes (Dinh et al. 2017, https://arxiv.org/abs/1703.04933), so compare
+    models of one architecture and one kind of training.
+
+    Args:
+        model: a Sequential or Functional model from inputs to logits.
+        loss: a `keras.losses.SparseCategoricalCrossentropy` or `CategoricalCrossentropy`, with
+            `from_logits=True`.
+        x: inputs of the Hessian's data set, or a `tf.data.Dataset`; see `Hessian`.
+        y: targets; `None` with a dataset.
+        temperature_data: tuple (x, y), or a dataset, of the data on which T is fitted: in the paper
+            the test set. By default the Hessian's own data.
+        fold_temperature: whether T goes into the weights of the layer that makes the logits.
+        batch_size: number of examples that are treated together.
+        **options: those of `largest_eigenvalues`.
+
+    Returns:
+        A `Sharpness`; `model` stays as it is. Warns of every normalisation that cannot be folded.
+
+    Raises:
+        ValueError: if the loss is another, if T shall be folded and the logits come from no layer
+            that can take it up, or as the functions named above.
+
+    Example:
+    ```python
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    result = sharpness(model, loss, x_train, y_train, temperature_data=(x_test, y_test))
+    print(result.largest_eigenvalue, result.temperature)
+    ```
+    """
+    crossentropies = (
+        keras.losses.CategoricalCrossentropy | keras.losses.SparseCategoricalCrossentropy
+    )
+    if not isinstance(loss, crossentropies) or not loss.get_config()["from_logits"]:
+        raise ValueError(
+            "`loss` must be a keras.losses.SparseCategoricalCrossentropy(from_logits=True), or a "
+            "CategoricalCrossentropy, because a temperature divides the logits of a softmax. "
+            f"Received: {loss!r}"
+        )
+    folded = fold_batch_norm(model)
+    if len(folded.outputs) != 1:
+        raise ValueError(
+            f"`model` must have one output, the logits. Received: outputs {folded.outputs}"
+        )
+    if temperature_data is None:
+        temperature_data = (x, y)
+    elif not isinstance(temperature_data, tuple):
+        temperature_data = (temperature_data, None)
+    batches = [
+        (folded.predict_on_batch(batch[0]), batch[1])
+        for batch in batched(*temperature_data, batch_size)
+    ]
+    if not batches:
+        raise ValueError("`temperature_data` is empty: there is nothing to fit a temperature on.")
+    logits, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    temperature = fit_temperature(logits, labels)
+    calibrated = _divide_logits(folded, temperature, fold_temperature)
+    pairs = largest_eigenvalues(calibrated, loss, x, y, batch_size=batch_size, **options)
+    return Sharpness(float(pairs.eigenvalues[0]), temperature, pairs, calibrated)
+
+
+def _divide_logits(model, temperature, fold):
+    logits = model.outputs[0]
+    options = {"name": "temperature", "dtype": logits.dtype}
+    if not fold:
+        return keras.Model(model.input, layers.Rescaling(1 / temperature, **options)(logits))
+    # A division is a batch normalisation with that deviation.
+    norm = layers.BatchNormalization(epsilon=0.0, center=False, scale=False, **options)
+    divided = keras.Model(model.input, norm(logits))
+    norm.moving_variance.assign(keras.ops.full_like(norm.moving_variance, temperature**2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the normalisations, said already
+        folded = fold_batch_norm(divided)
+    if any(layer.name == norm.name for layer in folded.layers):
+        raise ValueError(
+            f"The temperature cannot be folded into the weights of {model.name!r}: its logits must "
+            "be the output of a Dense or convolution layer without activation, used nowhere else. "
+            "Use fold_temperature=False."
+        )
+    return folded

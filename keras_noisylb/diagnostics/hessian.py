@@ -1,0 +1,189 @@
+"""The Hessian of a data set's mean loss, as a linear operator."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_noisylb.diagnostics.batches import batched
+from keras_noisylb.gradients.objective import call_model
+
+
+class Hessian:
+    """The Hessian of the mean loss over a data set, at the model's weights, never written out.
+
+    L(θ) = (1/N) Σ_i ℓ_i(θ), θ being `model.trainable_variables`. A product H v = ∇(∇L · v)
+    (Pearlmutter 1994) takes two backward passes over the data, a batch at a time; differentiating
+    forward over backward instead would cost the same and fail on recurrent layers. The model
+    computes in its own precision, sums over batches are float64. In inference mode nothing depends
+    on the batch size, be the loss' reduction a mean or a sum; only masks of the outputs and the
+    reduction "mean_with_sample_weight" take their mean within each batch. The model is only read:
+    moving statistics and seeds stay as they are, and the next product sees weights that changed.
+
+    Args:
+        model: a Keras model.
+        loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean.
+        x: inputs, N examples first, or nested; or a `tf.data.Dataset` of batches `(x, y)` or
+            `(x, y, sample_weight)` that is the same on every pass.
+        y: targets; `None` with a dataset.
+        batch_size: number of examples that are differentiated together.
+        training: whether to run the model in training mode. The loss is then that of these very
+            batches: batch statistics are each batch's own, and dropout has one mask that is the
+            same for every product.
+        regularization: whether the model's own losses (regularizers and `add_loss`) are part of L.
+
+    Raises:
+        ValueError: if there is nothing to differentiate (no data, no trainable variables) or the
+            arguments do not fit together.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> hessian = Hessian(model, "mse", np.eye(2), np.zeros((2, 1)))
+    >>> hessian.product([np.ones((2, 1))])[0].tolist()
+    [[1.0], [1.0]]
+    """
+
+    def __init__(
+        self, model, loss, x, y=None, batch_size=256, training=False, regularization=False
+    ):
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+        loss = keras.losses.get(loss)
+        if not callable(loss):
+            raise ValueError(
+                "`loss` must be a keras loss, its name, or a function (y, y_pred). Received: "
+                f"{loss!r}"
+            )
+        self.model, self.loss = model, loss
+        self.training, self.regularization = training, regularization
+        self.dataset = batched(x, y, batch_size)
+        if not model.built:
+            call_model(model, next(iter(self.dataset))[0], training=False)
+        self.variables = model.trainable_variables
+        if not self.variables:
+            raise ValueError(
+                f"{model.name!r} has no trainable variables, so its Hessian is empty. Set "
+                "`trainable=True` on the layers that it should cover."
+            )
+        vectors = [tf.TensorSpec(v.shape, v.dtype) for v in self.variables]
+        specs = (self.dataset.element_spec, vectors)
+        self._compiled = tf.function(self._batch_product, input_signature=specs)
+
+    @property
+    def size(self):
+        """The number of parameters d."""
+        return sum(int(np.prod(v.shape)) for v in self.variables)
+
+    def product(self, vectors):
+        """H v.
+
+        Args:
+            vectors: v, a list of arrays of the shapes of `model.trainable_variables`.
+
+        Returns:
+            List of float64 NumPy arrays of the same shapes.
+
+        Raises:
+            ValueError: if the shapes differ, the data set is empty or a product is not finite.
+        """
+        vectors = [np.asarray(vector) for vector in vectors]
+        received, expected = [v.shape for v in vectors], [tuple(v.shape) for v in self.variables]
+        if received != expected:
+            raise ValueError(
+                "`vectors` must have the shapes of `model.trainable_variables`. Expected: "
+                f"{expected}. Received: {received}"
+            )
+        tangents = [
+            tf.convert_to_tensor(vector.astype(v.dtype))
+            for vector, v in zip(vectors, self.variables, strict=True)
+        ]
+        count, total = 0, [np.zeros(shape) for shape in expected]
+        for batch in self.dataset:
+            rows = int(tf.shape(keras.tree.flatten(batch)[0])[0])
+            if rows:
+                count += rows
+                for sums, part in zip(total, self._compiled(batch, tangents), strict=True):
+                    sums += rows * part.numpy().astype("float64")
+        if not count:
+            raise ValueError("The dataset is empty: there is no loss to differentiate.")
+        for sums, variable in zip(total, self.variables, strict=True):
+            if not np.isfinite(sums).all():
+                raise ValueError(
+                    f"The Hessian is not finite: the product has NaN or infinite entries at "
+                    f"{variable.path!r}. The loss or its second derivative is not finite for some "
+                    "example, or overflows in the model's precision. Check the data and weights "
+                    "for NaN, or compute in float32 or float64."
+                )
+        return [sums / count for sums in total]
+
+    def matvec(self, vector):
+        """H v for v flattened and concatenated, shape (d,); see `product`."""
+        return self.flatten(self.product(self.split(vector)))
+
+    def split(self, vector):
+        """Cut a vector of shape (d,) into a list of the variables' shapes."""
+        ends = np.cumsum([np.prod(v.shape, dtype=int) for v in self.variables])
+        pieces = np.split(vector, ends[:-1])
+        return [p.reshape(v.shape) for p, v in zip(pieces, self.variables, strict=True)]
+
+    def flatten(self, vectors):
+        """The inverse of `split`."""
+        return np.concatenate([np.ravel(vector) for vector in vectors])
+
+    def _batch_product(self, batch, vectors):
+        values = [tf.convert_to_tensor(v.value) for v in self.variables]
+        with tf.GradientTape() as outer:
+            outer.watch(values)
+            with tf.GradientTape() as inner:
+                inner.watch(values)
+                loss = self._batch_loss(values, *batch)
+            zero = tf.UnconnectedGradients.ZERO
+            gradients = inner.gradient(loss, values, unconnected_gradients=zero)
+            slope = tf.add_n([
+                tf.cast(tf.reduce_sum(g * v), "float64")
+                for g, v in zip(gradients, vectors, strict=True)
+            ])
+        products = outer.gradient(slope, values, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(product) for product in products]
+
+    def _batch_loss(self, values, x, y, sample_weight=None):
+        state = list(zip(self.variables, values, strict=True))
+        with keras.StatelessScope(state, collect_losses=True):
+            y_pred = call_model(self.model, x, self.training)
+            weights = () if sample_weight is None else (sample_weight,)
+            loss = self.loss(y, y_pred, *weights)
+            if getattr(self.loss, "reduction", None) == "sum":
+                loss = loss / tf.cast(tf.shape(keras.tree.flatten(y)[0])[0], loss.dtype)
+            loss = tf.reduce_mean(loss)
+            if self.regularization:
+                own = [tf.cast(tf.reduce_sum(term), loss.dtype) for term in self.model.losses]
+                loss = tf.add_n([loss, *own])
+        return loss
+
+
+def hessian_vector_product(model, loss, x, y, vectors, **options):
+    """The product of the Hessian of a data set's mean loss with a vector.
+
+    For several products make a `Hessian` once and call its `product`: tracing the model takes
+    seconds.
+
+    Args:
+        model: a Keras model.
+        loss: a Keras loss, its name, or a function `(y, y_pred)`.
+        x: inputs, or a `tf.data.Dataset`.
+        y: targets; `None` with a dataset.
+        vectors: list of arrays of the shapes of `model.trainable_variables`.
+        **options: `batch_size`, `training` and `regularization` of `Hessian`.
+
+    Returns:
+        List of float64 NumPy arrays of the same shapes.
+
+    Raises:
+        ValueError: as `Hessian` and its `product`.
+
+    Example:
+    ```python
+    vectors = [keras.random.normal(v.shape) for v in model.trainable_variables]
+    products = hessian_vector_product(model, "mse", x, y, vectors, batch_size=512)
+    ```
+    """
+    return Hessian(model, loss, x, y, **options).product(vectors)

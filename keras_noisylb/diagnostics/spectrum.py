@@ -1,0 +1,186 @@
+"""Eigenvalues and trace of a Hessian, from products with it alone."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import scipy.sparse.linalg
+from rich import progress
+
+from keras_noisylb.diagnostics.hessian import Hessian
+
+KRYLOV_SIZE = 20  # scipy's own smallest, and what ARPACK keeps in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Eigenpairs:
+    """The k algebraically largest eigenvalues of a Hessian.
+
+    Args:
+        eigenvalues: array (k,), descending.
+        eigenvectors: k unit vectors, each a list aligned with `model.trainable_variables`.
+        residuals: array (k,) of ‖H v − λ v‖: an eigenvalue lies no further than this from λ.
+        num_products: number of Hessian-vector products, those for the residuals included.
+    """
+
+    eigenvalues: np.ndarray
+    eigenvectors: list
+    residuals: np.ndarray
+    num_products: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceEstimate:
+    """An estimate of the trace of a Hessian.
+
+    Args:
+        mean: the unbiased estimate.
+        standard_error: its standard error.
+        num_samples: number of Hessian-vector products.
+    """
+
+    mean: float
+    standard_error: float
+    num_samples: int
+
+
+def largest_eigenvalues(
+    model, loss, x, y=None, k=1, tolerance=1e-4, max_products=500, seed=0, verbose=1, **options
+):
+    """The largest eigenvalues of the Hessian of a data set's mean loss.
+
+    By the implicitly restarted Lanczos method of `scipy.sparse.linalg.eigsh`, which keeps
+    max(2k + 1, 20) float64 vectors of the size of the model; models of no more parameters than
+    that are solved densely.
+
+    Args:
+        model: a Keras model.
+        loss: a Keras loss, its name, or a function `(y, y_pred)`.
+        x: inputs, or a `tf.data.Dataset`; see `Hessian`.
+        y: targets; `None` with a dataset.
+        k: number of eigenvalues.
+        tolerance: relative accuracy of the eigenvalues; 1e-6 is the limit of float32 models.
+        max_products: number of Hessian-vector products, each a pass over the data, to give up at.
+        seed: seed of the start vector.
+        verbose: 0, or 1 for a progress bar.
+        **options: `batch_size`, `training` and `regularization` of `Hessian`.
+
+    Returns:
+        An `Eigenpairs`.
+
+    Raises:
+        ValueError: if `k` is not between 1 and the number of parameters, or as `Hessian`.
+        RuntimeError: if `max_products` are not enough.
+
+    Example:
+    ```python
+    pairs = largest_eigenvalues(model, "mse", x_train, y_train, k=2)
+    print(pairs.eigenvalues, pairs.residuals)
+    ```
+    """
+    hessian = Hessian(model, loss, x, y, **options)
+    size, krylov_size = hessian.size, max(2 * k + 1, KRYLOV_SIZE)
+    if not 1 <= k <= size:
+        raise ValueError(f"`k` must be between 1 and the {size} parameters. Received: k={k}")
+    count = 0
+    with _progress_bar(verbose) as bar:
+        task = bar.add_task("Hessian-vector products", total=None)
+
+        def matvec(vector):
+            nonlocal count
+            if count == max_products:
+                raise RuntimeError(
+                    f"The eigenvalues have not converged to tolerance={tolerance} in max_products="
+                    f"{max_products} products. Raise either of them; a float32 model reaches about "
+                    "1e-6."
+                )
+            count += 1
+            product = hessian.matvec(np.ravel(vector))
+            bar.advance(task)
+            return product
+
+        start = np.random.default_rng(seed).normal(size=size)
+        if size <= krylov_size:
+            dense = np.stack([matvec(unit) for unit in np.eye(size)])
+            values, vectors = np.linalg.eigh((dense + dense.T) / 2)
+        elif not matvec(start).any():  # H = 0, for which ARPACK has no start vector
+            values, vectors = np.zeros(k), np.eye(size, k)
+        else:
+            operator = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype="float64")
+            values, vectors = scipy.sparse.linalg.eigsh(
+                operator, k, which="LA", v0=start, tol=tolerance, ncv=krylov_size, maxiter=size
+            )
+        order = np.argsort(values)[::-1][:k]
+        values, vectors = values[order], vectors[:, order].T
+    pairs = zip(values, vectors, strict=True)
+    residuals = [np.linalg.norm(hessian.matvec(vector) - value * vector) for value, vector in pairs]
+    vectors = [hessian.split(vector) for vector in vectors]
+    return Eigenpairs(values, vectors, np.array(residuals), count + k)
+
+
+def hessian_trace(
+    model, loss, x, y=None, tolerance=0.05, max_samples=100, seed=0, verbose=1, **options
+):
+    """The trace of the Hessian of a data set's mean loss.
+
+    Hutchinson's estimator: the mean of zᵀ H z over vectors z of random signs, with variance
+    2 Σ_{i≠j} H_ij² each. Samples are drawn, at least ten, until the standard error is
+    `tolerance` of the mean.
+
+    Args:
+        model: a Keras model.
+        loss: a Keras loss, its name, or a function `(y, y_pred)`.
+        x: inputs, or a `tf.data.Dataset`; see `Hessian`.
+        y: targets; `None` with a dataset.
+        tolerance: standard error, relative to the mean, to stop at; 0 draws all samples.
+        max_samples: number of samples, each a pass over the data, to stop at.
+        seed: seed of the signs.
+        verbose: 0, or 1 for a progress bar.
+        **options: `batch_size`, `training` and `regularization` of `Hessian`.
+
+    Returns:
+        A `TraceEstimate`. Warns where `max_samples` did not reach the tolerance.
+
+    Raises:
+        ValueError: if `max_samples` is less than 2, or as `Hessian`.
+
+    Example:
+    ```python
+    trace = hessian_trace(model, "mse", x_train, y_train, tolerance=0.02)
+    print(f"{trace.mean:.3g} ± {trace.standard_error:.2g}")
+    ```
+    """
+    if max_samples < 2:
+        raise ValueError(
+            f"A standard error needs at least 2 samples. Received: max_samples={max_samples}"
+        )
+    hessian = Hessian(model, loss, x, y, **options)
+    rng, samples, error = np.random.default_rng(seed), [], np.inf
+    with _progress_bar(verbose) as bar:
+        task = bar.add_task("Hutchinson samples", total=max_samples)
+        while len(samples) < max_samples:
+            signs = rng.choice([-1.0, 1.0], hessian.size)
+            samples.append(signs @ hessian.matvec(signs))
+            bar.advance(task)
+            if len(samples) >= min(10, max_samples):
+                error = np.std(samples, ddof=1) / np.sqrt(len(samples))
+                if error <= tolerance * abs(np.mean(samples)):
+                    break
+    mean = np.mean(samples)
+    if error > tolerance * abs(mean) and tolerance > 0:
+        warnings.warn(
+            f"The trace {mean:.4g} has a standard error of {error:.2g} after {max_samples} "
+            f"samples, above tolerance={tolerance}. Raise `max_samples` for a better estimate.",
+            stacklevel=2,
+        )
+    return TraceEstimate(float(mean), float(error), len(samples))
+
+
+def _progress_bar(verbose):
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        disable=not verbose,
+    )
