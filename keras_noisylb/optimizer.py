@@ -256,8 +256,13 @@ def _map_shapes(function, shapes):
     return type(shapes)(_map_shapes(function, entry) for entry in shapes)
 
 
-def find_noisy(optimizer):
-    """The `NoisyOptimizer` in `optimizer` or among those that it wraps, or `None`."""
-    while optimizer is not None and not isinstance(optimizer, NoisyOptimizer):
+def find(optimizer, optimizer_class):
+    """The first of a class among `optimizer` and those that it wraps, or `None`."""
+    while optimizer is not None and not isinstance(optimizer, optimizer_class):
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return optimizer
+
+
+def find_noisy(optimizer):
+    """The `NoisyOptimizer` in `optimizer` or among those that it wraps, or `None`."""
+    return find(optimizer, NoisyOptimizer)

@@ -13,7 +13,7 @@ from keras_noisylb.gradients.kronecker import stored_like
 from keras_noisylb.gradients.labels import label_sampler
 from keras_noisylb.gradients.objective import Objective, call_model
 from keras_noisylb.noise.base import positive_integer
-from keras_noisylb.optimizer import find_noisy
+from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.placement import ParameterNoise
 from keras_noisylb.step import Parts, Step
 
@@ -151,10 +151,22 @@ class NoisyModel(keras.Model):
             callbacks = [*keras.tree.flatten(callbacks or []), check]
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
+                self._build_metrics(x, y)
         try:
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self.monitor(None)
+
+    def _build_metrics(self, x, y):
+        # Keras would build them while it traces the first step and then trace it once more, which
+        # takes long for a step with noise. Under a strategy it builds them first by itself.
+        if tf.distribute.has_strategy() or y is None:
+            return
+        x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:1]), (x, y))
+        y_pred = self(x)
+        self.compute_loss(x=x, y=y, y_pred=y_pred)
+        self.compute_metrics(x, y, y_pred)
+        self.reset_metrics()
 
     def evaluate(self, *args, **kwargs):
         self._evaluates = True
@@ -216,8 +228,10 @@ class NoisyModel(keras.Model):
             if metric.name == "loss":
                 metric.update_state(loss * replicas, sample_weight=batch.num_examples)
         added = outcome.noise and ParameterNoise(noisy, outcome.noise, scale)
-        pairs = zip(outcome.gradients, self.trainable_variables, strict=True)
-        self.optimizer.apply_gradients(pairs)
+        gradients = outcome.gradients
+        if replicas > 1 and find(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = _overflow_everywhere(gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         if added:
             added.add(self.trainable_variables)
         return self.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
@@ -265,6 +279,19 @@ class NoisyModel(keras.Model):
             config["model"], custom_objects=custom_objects
         )
         return cls(**config)
+
+
+def _overflow_everywhere(gradients):
+    """Gradients that are not finite on this device, if they are not finite on any.
+
+    Keras looks at the first device only when it decides whether to skip an update.
+    """
+    known = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
+    overflow = tf.cast(tf.logical_not(tf.reduce_all(tf.stack(known))), "float32")
+    context = tf.distribute.get_replica_context()
+    number = context.all_reduce(tf.distribute.ReduceOp.SUM, overflow)
+    poison = tf.where(number > 0, float("nan"), 0.0)
+    return [None if g is None else g + tf.cast(poison, g.dtype) for g in gradients]
 
 
 class _BatchSizeCheck(keras.callbacks.Callback):

@@ -36,9 +36,9 @@ def layerwise_layers(model, x, engine="auto", conv="exact"):
     reasons = "; ".join(found.obstacles)
     if engine == "layerwise" or conv == "uncorrelated":
         raise ValueError(
-            f"the layerwise engine cannot treat this model: {reasons}. Use engine="
-            '"vectorized_map" with conv="exact", estimator="weighted" or "split", or register a '
-            "rule in keras_noisylb.gradients.RULES."
+            f"the layerwise engine cannot treat this model: {reasons}. Register a rule in "
+            "keras_noisylb.gradients.RULES, or, for DiagonalFisher and FisherTrace, use "
+            'engine="vectorized_map" with conv="exact", or estimator="weighted" or "split".'
         )
     vectorized.check_supported(model)
     if model not in _warned:

@@ -1,5 +1,7 @@
 """What all noises share: the scale of the paper's equations 5 and 6, and the base classes."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -101,7 +103,7 @@ def positive_integer(name, value, meaning):
     Raises:
         ValueError: if it is not a positive integer.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(
             f"`{name}` must be a positive integer, {meaning}. Received: {name}={value!r}"
         )
@@ -118,7 +120,8 @@ def not_negative(name, value, meaning):
     Raises:
         ValueError: if it is not a number, negative or not finite.
     """
-    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < float("inf"):
         raise ValueError(
             f"`{name}` must be a number that is not negative, {meaning}. Received: {name}={value!r}"
         )
