@@ -16,6 +16,7 @@ from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.placement import ParameterNoise
 from keras_noisylb.step import Parts, Step
+from keras_noisylb.strategies import check_strategy
 
 
 def _labels(noise, loss):
@@ -120,6 +121,11 @@ class NoisyModel(keras.Model):
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
         noisy = find_noisy(self.optimizer)
+        if self.optimizer is not None:
+            inner = self.optimizer
+            while hasattr(inner, "inner_optimizer"):
+                inner = inner.inner_optimizer
+            check_strategy(self, inner)
         if noisy is not None and noisy.noise.update_every > 1:
             if not self.built:
                 raise ValueError(

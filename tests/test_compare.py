@@ -31,7 +31,8 @@ def small_data(monkeypatch):
 
 def options(tmp_path, **changes):
     values = dict(
-        model="mlp", normalization="none", regimes="sb,lb,lb-diagonal", large_batch_size=40, small_batch_size=10, epochs=3,
+        model="mlp", normalization="none", regimes="sb,lb,lb-diagonal", epochs=3,
+        large_batch_size=40, small_batch_size=10,
         learning_rate="0.01", seeds="1", output=str(tmp_path / "run"), quiet=True,
     )  # fmt: skip
     return Options(**{**values, **changes})
