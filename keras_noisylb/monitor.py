@@ -44,11 +44,15 @@ class GradientNoise(keras.metrics.Metric):
         # averaged. Noise for the parameters comes with the last of these batches only.
         noise = noise / (unit * parts.replicas) ** 2 * parts.replicas ** (2 if shared else 1)
         noise = noise / (1 if shared else parts.noisy) * (parts.accumulated // parts.noisy)
+        update = total + ops.divide_no_nan(variance, examples)
+        if shared:  # it is in proportion to the gradient, which is longer in a part of the batch
+            part = total + ops.divide_no_nan(variance, ops.cast(num_examples, "float32"))
+            noise = noise * ops.divide_no_nan(update, part)
         values = {
             "variance": variance,
             "data": data,
             "total": total,
-            "update": total + ops.divide_no_nan(variance, examples),
+            "update": update,
             "noise": noise,
             "steps": ops.ones(()),
         }

@@ -194,7 +194,8 @@ class NoisyModel(keras.Model):
         """
         monitors = [] if metric is None else [metric]
         if self._monitors != monitors:
-            self._monitors = monitors
+            # Keras' own __setattr__ would make it one of the model's metrics for good.
+            object.__setattr__(self, "_monitors", monitors)
             self.train_function = None  # Keras traces the step anew
 
     def train_step(self, data):

@@ -1,5 +1,7 @@
 """Per-example gradients the slow, obvious way."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -43,3 +45,30 @@ def assert_close(actual, expected, rtol=1e-9):
         a, e = np.asarray(a), np.asarray(e)
         assert a.shape == e.shape
         np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * max(np.abs(e).max(), 1e-6))
+
+
+def total_gradient(model, loss, x, y, sample_weight=None, extra=True):
+    """Gradient of a training step as Keras takes it: masks, weights and the model's own losses."""
+    with tf.GradientTape() as tape:
+        value = loss(y, model(x, training=True), sample_weight=sample_weight)
+        if extra:
+            value = tf.add_n([value, *model.losses])
+    return dense(tape.gradient(value, model.trainable_variables))
+
+
+def flat(tensors):
+    """All numbers of a list of tensors in one vector; `None` has none."""
+    return np.concatenate([np.ravel(tf.convert_to_tensor(t)) for t in tensors if t is not None])
+
+
+@functools.cache
+def on_devices(number):
+    """A strategy for one device or several; always the same one for the same number.
+
+    By default TensorFlow numbers the messages between devices anew for every strategy, so two
+    strategies in one process can take each other's.
+    """
+    if number == 1:
+        return tf.distribute.get_strategy()
+    reduction = None if number == 2 else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy([f"CPU:{d}" for d in range(number)], reduction)

@@ -85,9 +85,15 @@ def _in_chunks(run, batch, chunks):
         outputs = part.placed(y_pred, outputs)
         return chunk + 1, pack((sums, outputs, [value for _, value in state]))
 
-    # One after the other: the memory is that of one chunk.
+    # One after the other: the memory is that of one chunk. Without the dependency the loop's first
+    # turn would run beside the first chunk.
+    with tf.control_dependencies(pack(packed)):
+        second = tf.identity(1)
     _, packed = tf.while_loop(
-        lambda chunk, _: chunk < chunks.number, body, (1, pack(packed)), parallel_iterations=1
+        lambda chunk, _: chunk < chunks.number,
+        body,
+        (second, pack(packed)),
+        parallel_iterations=1,
     )
     sums, y_pred, values = unpack(packed)
     return sums, with_masks(y_pred, batch.masks), list(zip(variables, values, strict=True))
