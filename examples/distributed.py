@@ -1,0 +1,47 @@
+"""Train with noise on several devices: GPUs where there are any, else two logical CPU devices.
+
+    python examples/distributed.py
+
+Every device draws noise of its own for its part of the batch, scaled so that the sum over devices
+has the covariance of one large batch: nothing is communicated beyond the gradients.
+"""
+
+import keras
+import tensorflow as tf
+
+import keras_noisylb as nlb
+
+gpus = tf.config.list_physical_devices("GPU")
+if not gpus:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+kind = "GPU" if gpus else "CPU"
+devices = [f"{kind}:{n}" for n in range(len(tf.config.list_logical_devices(kind)))]
+strategy = tf.distribute.MirroredStrategy(devices)
+print(f"{strategy.num_replicas_in_sync} devices: {', '.join(devices)}")
+
+(x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
+    model.compile(
+        nlb.NoisyOptimizer(
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
+            seed=0,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+model.fit(
+    x_train,
+    y_train,
+    batch_size=1000,  # of all devices together
+    epochs=4,
+    callbacks=[nlb.NoiseTermination(fraction=0.25)],
+    validation_data=(x_test, y_test),
+    verbose=2,
+)
+kernel = model.trainable_variables[0].value
+copies = [copy.numpy() for copy in getattr(kernel, "values", [kernel])]
+print("copies of the first kernel equal:", all((copy == copies[0]).all() for copy in copies))
