@@ -65,10 +65,10 @@ def flat(tensors):
 def on_devices(number):
     """A strategy for one device or several; always the same one for the same number.
 
-    By default TensorFlow numbers the messages between devices anew for every strategy, so two
-    strategies in one process can take each other's.
+    Not by collectives: TensorFlow numbers these anew for every strategy, so two strategies in one
+    process can take each other's, and a step that fails leaves them broken for all that follow.
     """
     if number == 1:
         return tf.distribute.get_strategy()
-    reduction = None if number == 2 else tf.distribute.ReductionToOneDevice()
+    reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy([f"CPU:{d}" for d in range(number)], reduction)

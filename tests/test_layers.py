@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracle import on_devices
 
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
 
@@ -213,7 +214,7 @@ def test_fit_with_a_remainder(rng):
 
 def test_replicas_keep_equal_moving_statistics(rng):
     """9 examples in batches of 8: the last batch leaves one replica without any."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = on_devices(2)
     x = rng.normal(2, 3, (9, 5)).astype("float32")
     with strategy.scope():
         layer = GhostBatchNormalization(2)

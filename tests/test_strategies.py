@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracle import on_devices
 
 import keras_noisylb as nlb
 
@@ -24,7 +25,7 @@ def compiled(strategy, optimizer_options=None, **compile_options):
 
 @pytest.fixture
 def two_devices():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return on_devices(2)
 
 
 REFUSED = [

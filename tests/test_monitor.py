@@ -1,0 +1,198 @@
+"""GradientNoiseMonitor against the closed form of a population of examples."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from oracle import flat, on_devices, one_by_one, total_gradient
+
+import keras_noisylb as nlb
+from keras_noisylb.monitor import GradientNoise
+from keras_noisylb.step import Parts
+
+LOSS = keras.losses.MeanSquaredError()
+POPULATION, M, M_S, STEPS, EPOCHS = 40, 16, 4, 40, 20
+KEYS = {"gradient_norm", "noise_norm", "noise_to_gradient", "fisher_trace", "gradient_noise_scale"}
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([
+        keras.Input((3,)),
+        keras.layers.Dense(3, "tanh", kernel_regularizer=keras.regularizers.L2(0.1)),
+        keras.layers.Dense(2),
+    ])
+
+
+def population(rng):
+    x, y = rng.standard_normal((POPULATION, 3)), rng.standard_normal((POPULATION, 2))
+    return x.astype("float32"), y.astype("float32")
+
+
+def noisy(noise=None, inner=None, **options):
+    noise = noise or nlb.DiagonalFisher(M_S)
+    return nlb.NoisyOptimizer(inner or keras.optimizers.SGD(0.0), noise, seed=2, **options)
+
+
+def accumulating():
+    return keras.optimizers.SGD(0.0, gradient_accumulation_steps=2)
+
+
+def scaling(optimizer):
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**12)
+
+
+# Optimizer, options of NoisyModel, devices, examples of an update, kind of noise.
+CASES = {
+    "plain": (lambda: keras.optimizers.SGD(0.0), {}, 1, M, None),
+    "off": (lambda: noisy(noise_steps=0), {}, 1, M, None),
+    "noise": (noisy, {}, 1, M, "fisher"),
+    "weighted": (lambda: noisy(nlb.DiagonalFisher(M_S, "weighted")), {}, 1, M, "fisher"),
+    "microbatches": (noisy, {"num_microbatches": 3}, 1, M, "fisher"),
+    "accumulation": (lambda: noisy(inner=accumulating()), {}, 1, 2 * M, "fisher"),
+    "update": (
+        lambda: noisy(inner=accumulating(), placement="update"), {}, 1, 2 * M, "fisher"
+    ),
+    "loss scale": (lambda: scaling(noisy()), {}, 1, M, "fisher"),
+    "isotropic": (lambda: scaling(noisy(nlb.Isotropic(0.3))), {}, 1, M, "isotropic"),
+    "multiplicative": (lambda: noisy(nlb.Multiplicative(0.3)), {}, 1, M, "multiplicative"),
+    "multiplicative accumulation": (
+        lambda: noisy(nlb.Multiplicative(0.3), accumulating()), {}, 1, 2 * M, "multiplicative"
+    ),
+    "devices": (noisy, {}, 2, M, "fisher"),
+    "isotropic devices": (lambda: noisy(nlb.Isotropic(0.3)), {}, 2, M, "isotropic"),
+}  # fmt: skip
+
+
+def assert_mean(values, expected):
+    values = np.asarray(values)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    assert abs(values.mean() - expected) < 5 * error
+    assert abs(1.4 * values.mean() - expected) > 5 * 1.4 * error
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_logs_have_the_expected_values(case, rng):
+    make, options, devices, large, kind = CASES[case]
+    x, y = population(rng)
+    rows = rng.integers(0, POPULATION, EPOCHS * STEPS * M)
+    data = tf.data.Dataset.from_tensor_slices((x[rows], y[rows])).batch(M, drop_remainder=True)
+    with on_devices(devices).scope():
+        model = nlb.NoisyModel(network(), **options)
+        fast = {} if devices > 1 else {"steps_per_execution": STEPS}
+        model.compile(make(), LOSS, jit_compile=False, **fast)
+    logs = model.fit(
+        data, epochs=EPOCHS, steps_per_epoch=STEPS, verbose=0,
+        callbacks=[nlb.GradientNoiseMonitor()],
+    ).history  # fmt: skip
+    logs = {key: np.array(values) for key, values in logs.items()}
+
+    every = one_by_one(network(), LOSS, x, y)
+    # `one_by_one` leaves out the regularisers, which are no part of the Fisher.
+    every = np.concatenate([np.reshape(g, (POPULATION, -1)) for g in every], axis=1)
+    data_norm = np.square(every.mean(0)).sum()
+    variance = np.square(every).sum(1).mean() - data_norm
+    total = np.square(flat(total_gradient(network(), LOSS, x, y))).sum()
+    scale = logs["gradient_noise_scale"]
+    assert_mean(logs["fisher_trace"], variance + data_norm)
+    assert_mean(logs["gradient_norm"] ** 2, total + variance / large)
+    found = logs["gradient_norm"] ** 2 / (1 + scale / large)
+    assert_mean(found, total)
+    assert_mean(found * scale, variance)
+    if kind is None:
+        assert not logs["noise_norm"].any()
+    else:
+        expected = {
+            "fisher": (large - M_S) / (large * M_S) * (variance + data_norm),
+            "isotropic": 0.3**2 * every.shape[1],
+            "multiplicative": 0.3**2 * (total + variance / large),
+        }[kind]
+        assert_mean(logs["noise_norm"] ** 2, expected)
+    ratio = logs["noise_norm"] / logs["gradient_norm"]
+    np.testing.assert_allclose(logs["noise_to_gradient"], ratio, rtol=1e-5)
+
+
+def compiled(metrics=("mae",)):
+    model = nlb.NoisyModel(network())
+    model.compile(noisy(), LOSS, metrics=list(metrics), run_eagerly=True)
+    return model
+
+
+def test_logs_are_those_of_a_training_metric(rng, capsys):
+    x, y = population(rng)
+    model = compiled()
+    first = model.fit(
+        x, y, batch_size=M, epochs=2, verbose=2, validation_data=(x, y),
+        callbacks=[nlb.GradientNoiseMonitor()],
+    ).history  # fmt: skip
+    assert set(first) == KEYS | {"loss", "mae", "val_loss", "val_mae"}
+    assert "gradient_noise_scale: " in capsys.readouterr().out
+    assert set(model.evaluate(x, y, return_dict=True, verbose=0)) == {"loss", "mae"}
+    later = model.fit(x, y, batch_size=M, verbose=0).history
+    assert set(later) == {"loss", "mae"}
+    np.testing.assert_allclose(first["loss"][0], later["loss"][0], rtol=1e-5)
+    again = model.fit(x, y, batch_size=M, verbose=0, callbacks=[nlb.GradientNoiseMonitor()])
+    assert set(again.history) == KEYS | {"loss", "mae"}
+
+
+def test_a_monitored_run_trains_as_another(rng):
+    x, y = population(rng)
+    weights = []
+    for callbacks in ([], [nlb.GradientNoiseMonitor()]):
+        model = nlb.NoisyModel(network())
+        model.compile(noisy(inner=keras.optimizers.SGD(0.1)), LOSS, run_eagerly=True)
+        model.fit(x, y, batch_size=M, verbose=0, shuffle=False, callbacks=callbacks)
+        weights.append(flat(model.get_weights()))
+    np.testing.assert_allclose(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_failed_run_is_no_longer_monitored(rng):
+    x, y = population(rng)
+    model = compiled()
+
+    class Failing(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        model.fit(x, y, batch_size=M, verbose=0, callbacks=[nlb.GradientNoiseMonitor(), Failing()])
+    assert set(model.fit(x, y, batch_size=M, verbose=0).history) == {"loss", "mae"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_shows_the_logs(tmp_path, rng):
+    pytest.importorskip("tensorboard")
+    x, y = population(rng)
+    board = keras.callbacks.TensorBoard(tmp_path)
+    compiled().fit(x, y, M, 1, 0, [board, nlb.GradientNoiseMonitor()])
+    tags = {
+        value.tag
+        for file in map(str, tmp_path.rglob("*tfevents*"))
+        for record in tf.data.TFRecordDataset(file)
+        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
+    }
+    assert {f"epoch_{key}" for key in KEYS} <= tags
+
+
+def test_other_models_are_refused(rng):
+    model = network()
+    model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match=r"NoisyModel\(model\)\. Received: Sequential"):
+        model.fit(*population(rng), verbose=0, callbacks=[nlb.GradientNoiseMonitor()])
+
+
+def test_batches_without_halves_are_left_out_and_a_lost_signal_is_infinite():
+    metric = GradientNoise()
+    metric.update_state(8.0, 2.0, 2.0, 1.0, 4, Parts(), False)
+    before = {key: float(value) for key, value in metric.result().items()}
+    assert before == pytest.approx({
+        "gradient_norm": 2.0, "noise_norm": 1.0, "noise_to_gradient": 0.5, "fisher_trace": 10.0,
+        "gradient_noise_scale": 4.0,
+    })  # fmt: skip
+    metric.update_state(0.0, 7.0, 7.0, 9.0, 1, Parts(), False)
+    assert {key: float(value) for key, value in metric.result().items()} == before
+    metric.update_state(8.0, -3.0, -3.0, 1.0, 4, Parts(), False)
+    after = {key: float(value) for key, value in metric.result().items()}
+    assert after["gradient_noise_scale"] == np.inf
+    assert after["fisher_trace"] == pytest.approx(7.5)
+    assert after["gradient_norm"] == pytest.approx(np.sqrt(1.5))
