@@ -12,6 +12,7 @@ from keras_noisylb.gradients.kronecker import factored_places
 from keras_noisylb.gradients.objective import call_model
 from keras_noisylb.gradients.rules import RULES
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
+from keras_noisylb.gradients.vectorized import check_supported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,8 @@ def report(model, noise, batch_size, x=None):
                 f"this noise needs a layer rule for every variable: {'; '.join(obstacles)}."
             )
     vectorized = bool(obstacles) or getattr(noise, "engine", "") == "vectorized_map"
+    if vectorized:
+        check_supported(model)
     positions = _positions(model, specs)
     places = (
         {id(p.layer): p for p in factored_places(model)} if noise.statistic == "factors" else {}
@@ -143,12 +146,17 @@ def report(model, noise, batch_size, x=None):
     return Report(rows, total / max(plain, 1), megabytes, notes)
 
 
+def _inputs(model):
+    """The (nested) symbolic inputs of a model or of the model in a `NoisyModel`, or `None`."""
+    for candidate in (model, getattr(model, "model", None)):
+        inputs = getattr(candidate, "inputs", None)
+        if inputs is not None:
+            return inputs[0] if isinstance(candidate, keras.Sequential) else candidate.input
+    return None
+
+
 def _specs(model, x):
-    if x is None:
-        x = getattr(model, "input", None) if hasattr(model, "inputs") else None
-        inner = getattr(model, "model", None)
-        if x is None and isinstance(inner, keras.Model) and hasattr(inner, "inputs"):
-            x = inner.input
+    x = _inputs(model) if x is None else x
     if x is None:
         raise ValueError(
             "the shapes of the model's inputs are not known: pass example inputs, "

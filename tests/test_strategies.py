@@ -43,7 +43,12 @@ def test_what_keras_cannot_do_is_refused(two_devices, option, of_optimizer, of_c
     compiled(tf.distribute.get_strategy(), of_optimizer, **of_compile)
 
 
-@pytest.mark.parametrize(("option", "of_optimizer", "of_compile"), REFUSED)
+# Several steps per execution fail with TensorFlow's default collectives, which cannot be tried here:
+# they would stay broken for the rest of the process.
+BY_ANY_REDUCTION = [case for case in REFUSED if case[0] != "steps_per_execution"]
+
+
+@pytest.mark.parametrize(("option", "of_optimizer", "of_compile"), BY_ANY_REDUCTION)
 def test_keras_still_cannot_do_it(two_devices, option, of_optimizer, of_compile):
     with two_devices.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
