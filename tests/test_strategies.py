@@ -43,7 +43,7 @@ def test_what_keras_cannot_do_is_refused(two_devices, option, of_optimizer, of_c
     compiled(tf.distribute.get_strategy(), of_optimizer, **of_compile)
 
 
-# Several steps per execution fail with TensorFlow's default collectives, which cannot be tried here:
+# Several steps per execution fail with TensorFlow's default collectives, not to be tried here:
 # they would stay broken for the rest of the process.
 BY_ANY_REDUCTION = [case for case in REFUSED if case[0] != "steps_per_execution"]
 
