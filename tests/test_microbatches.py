@@ -466,6 +466,9 @@ def test_the_weights_of_full_fisher_noise_are_standard_normal(rng):
     assert abs(found.mean()) < 5 / np.sqrt(found.size)
     assert abs(np.square(found).mean() - 1) < 5 * error
     assert abs(np.square(1.5 * found).mean() - 1) > 5 * error
+    for weights, independent in ((found, True), (np.abs(found), False)):
+        excess = np.square(weights.sum(1)).mean() / 12 - 1
+        assert (abs(excess) < 5 * np.sqrt(2 / len(found))) == independent
     assert abs(np.corrcoef(found[:20].ravel(), found[20:].ravel())[0, 1]) < 5 / np.sqrt(240)
 
 

@@ -1,5 +1,7 @@
 """GradientNoiseMonitor against the closed form of a population of examples."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ import tensorflow as tf
 from oracle import flat, on_devices, one_by_one, total_gradient
 
 import keras_noisylb as nlb
+from keras_noisylb.gradients.accumulate import compute
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.moments import WithMoments
+from keras_noisylb.gradients.statistic import Statistic
 from keras_noisylb.monitor import GradientNoise
 from keras_noisylb.step import Parts
 
@@ -108,6 +114,26 @@ def test_the_logs_have_the_expected_values(case, rng):
         assert_mean(logs["noise_norm"] ** 2, expected)
     ratio = logs["noise_norm"] / logs["gradient_norm"]
     np.testing.assert_allclose(logs["noise_to_gradient"], ratio, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 3])
+def test_moments_are_unbiased(num_chunks, float64, rng):
+    """Their means over all orders of a batch, exactly."""
+    x, y = rng.standard_normal((4, 3)), rng.standard_normal((4, 2))
+    model, loss = network(), keras.losses.MeanSquaredError()
+    every = one_by_one(model, loss, x, y)
+    every = np.concatenate([np.reshape(g, (4, -1)) for g in every], axis=1)
+    variance = np.var(every, axis=0, ddof=1).sum()
+    data = np.square(every.mean(0)).sum()
+    total = np.square(flat(total_gradient(model, loss, x, y))).sum()
+    found = []
+    for order in map(list, itertools.permutations(range(4))):
+        batch = Batch(tf.constant(x[order]), tf.constant(y[order]))
+        target = nlb.gradients.objective(model, loss)
+        statistic = compute(target, batch, WithMoments(Statistic()), None, num_chunks).statistic
+        found.append([float(moment) for moment in statistic[1]])
+    expected = [variance, data - variance / 4, total - variance / 4]
+    np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-5)
 
 
 def compiled(metrics=("mae",)):

@@ -23,8 +23,11 @@ class Weighted(Statistic):
             g * tf.cast(tf.reshape(weights, (-1, *[1] * (len(g.shape) - 1))), g.dtype)
             for g in gradients
         ]
-        found = recorded.tape.gradient(outputs, objective.variables, output_gradients=weighted)
         gradients = recorded.data_gradients()
+        # One backward pass after the other: both at once would need a third more memory.
+        with tf.control_dependencies([g for g in gradients if g is not None]):
+            weighted = [tf.identity(w) for w in weighted]
+        found = recorded.tape.gradient(outputs, objective.variables, output_gradients=weighted)
         return (
             recorded,
             gradients,
