@@ -44,7 +44,7 @@ class Options:
     data_dir: str | None = option(None, "Folder of the prepared TFDS data sets.")
     large_batch_size: int = option(1000, "Batch size of the large-batch regimes.")
     small_batch_size: int = option(50, "Batch size of SB, and the one that the noise imitates.")
-    epochs: int = option(12, "Epochs, the same for every regime.")
+    epochs: int = option(8, "Epochs, the same for every regime.")
     learning_rate: str = option(
         "sb=0.02,lb=0.2",
         "Peak learning rate of each regime, as sb=0.02,lb=0.2, or one number for all. "
