@@ -10,13 +10,16 @@ from keras import ops
 class _Ghosts:
     """A batch of B examples cut into G ghosts, example i belonging to ghost i * G // B.
 
-    `sum` and `spread` are each other's transpose, hence each other's gradient: that spares the
-    scatter which differentiating a gather would cost, and holds for derivatives of any order.
+    Every operation's gradient is made of these operations again: that spares the scatter which
+    differentiating a gather would cost, keeps branches out of the tape, and holds for derivatives
+    of any order.
 
     Args:
         batch: number of examples, an integer or a scalar tensor; it may be 0.
         ghost_batch_size: number of examples in a ghost.
-        large: whether the arrays are as large as the layer's inputs.
+        large: whether the arrays (B, C) are as large as the layer's inputs. Where the ghosts are
+            equal, such arrays are then read as (G, B / G, C), which needs no array of what each
+            example takes from its ghost. For small ones, the time to trace this would not pay.
     """
 
     def __init__(self, batch, ghost_batch_size, large):
@@ -26,33 +29,72 @@ class _Ghosts:
         index = wide * ops.cast(self.count, "int64") // ops.cast(ops.maximum(batch, 1), "int64")
         self.index = ops.cast(index, "int32")
         self.sizes = ops.segment_sum(ops.ones_like(self.index), self.index, self.count)
+        self.equal = self.batch % self.count == 0
 
     def sum(self, per_example):
         """Sum over each ghost, (B, C) to (G, C)."""
-        return ops.custom_gradient(lambda v: (self._sum(v), self.spread))(per_example)
+
+        def any_ghosts(values):
+            return ops.segment_sum(values, self.index, self.count)
+
+        def equal_ghosts(values):
+            total = ops.sum(self._rows(values), axis=1)
+            return ops.broadcast_to(total, (self.count, values.shape[-1]))
+
+        def choose(values):
+            return self._choose(any_ghosts, equal_ghosts, values), self.spread
+
+        return ops.custom_gradient(choose)(per_example)
 
     def spread(self, per_ghost):
         """Hand each example what its ghost has, (G, C) to (B, C)."""
-        return ops.custom_gradient(lambda v: (ops.take(v, self.index, axis=0), self.sum))(per_ghost)
+        return ops.custom_gradient(lambda values: (ops.take(values, self.index, axis=0), self.sum))(
+            per_ghost
+        )
+
+    def add(self, per_example, per_ghost):
+        """`per_example + spread(per_ghost)`."""
+        return ops.custom_gradient(
+            lambda a, b: (self._combine(ops.add, a, b), lambda d: (d, self.sum(d)))
+        )(per_example, per_ghost)
+
+    def multiply(self, per_example, per_ghost):
+        """`per_example * spread(per_ghost)`."""
+        return ops.custom_gradient(
+            lambda a, b: (
+                self._combine(ops.multiply, a, b),
+                lambda d: (self.multiply(d, b), self.sum(d * a)),
+            )
+        )(per_example, per_ghost)
 
     def mean(self, per_example):
         """Mean over each ghost, (B, C) to (G, C); 0 for a ghost without examples."""
         total = self.sum(per_example)
         return ops.divide_no_nan(total, ops.cast(self.sizes, total.dtype)[:, None])
 
-    def _sum(self, v):
-        size = self.batch // self.count
-        whole = size * self.count
+    def _combine(self, operation, per_example, per_ghost):
+        def any_ghosts(values, per_ghost):
+            return operation(values, ops.take(per_ghost, self.index, axis=0))
 
-        def equal_ghosts():  # three times faster on a CPU; XLA, which compiles both, needs a slice
-            return ops.sum(ops.reshape(v[:whole], (self.count, size, v.shape[-1])), axis=1)
+        def equal_ghosts(values, per_ghost):
+            rows = self._rows(values)
+            return ops.reshape(
+                operation(rows, per_ghost[: ops.shape(rows)[0], None]), ops.shape(values)
+            )
 
-        def unequal_ghosts():
-            return ops.segment_sum(v, self.index, self.count)
+        return self._choose(any_ghosts, equal_ghosts, per_example, per_ghost)
 
-        if not self.large:  # the time to trace a branch would not pay
-            return unequal_ghosts()
-        return ops.cond(whole == self.batch, equal_ghosts, unequal_ghosts)
+    def _choose(self, any_ghosts, equal_ghosts, *arguments):
+        if not self.large:
+            return any_ghosts(*arguments)
+        return ops.cond(
+            self.equal, lambda: equal_ghosts(*arguments), lambda: any_ghosts(*arguments)
+        )
+
+    def _rows(self, values):
+        # Sizes that are possible in any case: XLA compiles this branch even if it is not taken.
+        count = ops.where(self.equal, self.count, 1)
+        return ops.reshape(values, (count, self.batch // count, values.shape[-1]))
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -231,11 +273,16 @@ class GhostBatchNormalization(keras.layers.Layer):
         if in_ghosts:
             ghosts, deviation, mean, variance = self._moments(x)
             self._update_moving_statistics(ghosts, mean, variance)
-            scale = ghosts.spread(self._scale(variance))
+            scale = self._scale(variance)
+            if len(x.shape) == 2:
+                scaled = ghosts.multiply(deviation, scale)
+            else:
+                scaled = deviation * self._broadcast(ghosts.spread(scale), x)
         else:
             deviation = self._deviation(x, ops.cast(self.moving_mean, x.dtype))
             scale = self._scale(ops.cast(self.moving_variance, x.dtype))
-        return self._shift(deviation * self._broadcast(scale, x))
+            scaled = deviation * self._broadcast(scale, x)
+        return self._shift(scaled)
 
     def _moments(self, x):
         """The ghosts, the deviations from their means, their means and variances (G, C)."""
@@ -248,7 +295,10 @@ class GhostBatchNormalization(keras.layers.Layer):
 
         mean = mean_over_ghosts(x)
         # The mean first, so that a large one does not cancel the digits of the variance.
-        deviation = self._deviation(x, ghosts.spread(mean))
+        if axes:
+            deviation = self._deviation(x, ghosts.spread(mean))
+        else:
+            deviation = ghosts.add(x, -mean)
         return ghosts, deviation, mean, mean_over_ghosts(ops.square(deviation))
 
     def _deviation(self, x, mean):

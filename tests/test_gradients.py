@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_noisylb as nlb
 from keras_noisylb import gradients
+from keras_noisylb.gradients import convolutions
 
 pytestmark = pytest.mark.usefixtures("float64")
 MSE = keras.losses.mean_squared_error
@@ -293,3 +294,31 @@ def test_vectorized_map_refuses_what_it_would_get_wrong(layer, message, rng):
     x, y = data(model, rng)
     with pytest.raises(ValueError, match=message):
         gradients.diagonal_fisher(model, MSE, x, y, engine="vectorized_map")
+
+
+def layer_on(shape, layer):
+    reduced = layers.GlobalAveragePooling2D() if len(shape) == 3 else layers.GlobalMaxPooling1D()
+    return keras.Sequential([keras.Input(shape), layer, reduced, layers.Dense(3)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((20, 23, 16), lambda: layers.Conv2D(3, 3, padding="same", activation="tanh")),
+        ((20, 23, 16), lambda: layers.Conv2D(3, (2, 4), padding="same", activation="tanh")),
+        ((23, 20, 32), lambda: layers.Conv2D(3, (3, 2), activation="tanh")),
+        ((40, 41, 16), lambda: layers.Conv2D(2, 3, dilation_rate=(2, 1), padding="same")),
+        ((40, 16), lambda: layers.Conv1D(3, 3, padding="causal", dilation_rate=2)),
+        ((41, 16), lambda: layers.Conv1D(3, 4, padding="same")),
+    ],
+)
+def test_convolutions_with_inputs_and_gradients_on_one_lattice(shape, layer, rng, monkeypatch):
+    taken = []
+    find = convolutions._lattice
+    monkeypatch.setattr(convolutions, "_lattice", lambda *a: taken.append(find(*a)) or taken[-1])
+    model = layer_on(shape, layer())
+    x, y = data(model, rng, 5)
+    oracle.perturb(model, rng)
+    actual = gradients.per_example_gradients(model, MSE, x, y, engine="layerwise")
+    assert taken and None not in taken
+    oracle.assert_close(actual, oracle.one_by_one(model, MSE, x, y))

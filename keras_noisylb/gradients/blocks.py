@@ -1,7 +1,8 @@
 """The per-example gradient of one variable, held in whatever form is cheapest to sum and square.
 
 Every block stands for a tensor g of shape (M, *variable.shape). `sums` returns (Σ_i g_i, Σ_i g_i²)
-and `per_example` returns g itself. A compact block gets its sums without ever holding g.
+and `per_example` returns g itself. A compact block gets its sums without ever holding g; the sums
+of other blocks can leave out examples, by `keep`, a vector of ones and zeros.
 """
 
 import math
@@ -21,6 +22,12 @@ def positions(tensor):
     """Merge all axes between the first and the last: (M, ..., c) becomes (M, T, c)."""
     first, *middle, last = sizes(tensor)
     return tf.reshape(tensor, (first, math.prod(middle), last))
+
+
+def _sum_over_examples(values, keep):
+    if keep is None:
+        return tf.reduce_sum(values, axis=0)
+    return tf.tensordot(tf.cast(keep, values.dtype), values, axes=1)
 
 
 class Outer:
@@ -75,10 +82,10 @@ class Pieces:
     def __init__(self, make_pieces, join=lambda pieces: pieces[0], compact=False):
         self.make_pieces, self.join, self.compact = make_pieces, join, compact
 
-    def sums(self):
+    def sums(self, keep=None):
         pieces = self.make_pieces()
-        total = self.join([tf.reduce_sum(piece, axis=0) for piece in pieces])
-        return total, self.join([tf.reduce_sum(tf.square(piece), axis=0) for piece in pieces])
+        total = self.join([_sum_over_examples(piece, keep) for piece in pieces])
+        return total, self.join([_sum_over_examples(tf.square(p), keep) for p in pieces])
 
     def per_example(self):
         return self.join(self.make_pieces())
@@ -109,12 +116,11 @@ class Shared:
         self.uncorrelated = all(isinstance(block, Uncorrelated) for block in blocks)
         self.compact = self.uncorrelated
 
-    def sums(self):
+    def sums(self, keep=None):
         if self.uncorrelated:  # A.5 drops the cross terms between uses as between positions
             totals, squares = zip(*(block.sums() for block in self.blocks), strict=True)
             return tf.add_n(totals), tf.add_n(squares)
-        gradients = self.per_example()
-        return tf.reduce_sum(gradients, axis=0), tf.reduce_sum(tf.square(gradients), axis=0)
+        return Pieces(lambda: [self.per_example()]).sums(keep)
 
     def per_example(self):
         return tf.add_n([block.per_example() for block in self.blocks])

@@ -4,6 +4,7 @@
 E[Σ_t (a_it²)(d_it²)ᵀ], which drops the products between different positions.
 """
 
+import itertools
 import math
 
 import keras
@@ -70,38 +71,89 @@ def shifted_inputs(layer, a, d):
     One matrix product per kernel position was measured to be the fastest way on CPU; it also needs
     no copy of all patches.
     """
-    spans = [(k - 1) * r for k, r in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
     outputs = sizes(d)[1:-1]
-    if layer.padding == "causal":
-        a = tf.pad(a, _causal_padding(layer))
-    elif layer.padding == "same":
-        paddings = [(0, 0)]
-        for size, out, span, stride in zip(
-            sizes(a)[1:-1], outputs, spans, layer.strides, strict=True
-        ):
-            needed = (out - 1) * stride + span + 1 - size
-            needed = max(needed, 0) if isinstance(needed, int) else tf.maximum(needed, 0)
-            paddings.append((needed // 2, needed - needed // 2))
-        a = tf.pad(a, [*paddings, (0, 0)])
-    for index in range(math.prod(layer.kernel_size)):
-        window = []
-        for axis in reversed(range(len(spans))):
-            index, k = divmod(index, layer.kernel_size[axis])
-            start, stride = k * layer.dilation_rate[axis], layer.strides[axis]
-            window.insert(0, slice(start, start + (outputs[axis] - 1) * stride + 1, stride))
+    paddings = _paddings(layer, sizes(a)[1:-1], outputs)
+    a = tf.pad(a, [(0, 0), *paddings, (0, 0)])
+    for shift in _shifts(layer):
+        window = [
+            slice(start, start + (size - 1) * stride + 1, stride)
+            for start, size, stride in zip(shift, outputs, layer.strides, strict=True)
+        ]
         yield positions(a[(slice(None), *window)])
+
+
+def _paddings(layer, inputs, outputs):
+    """Zeros before and after the inputs, for each axis."""
+    if layer.padding == "valid":
+        return [(0, 0)] * len(inputs)
+    if layer.padding == "causal":
+        return [((layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0)]
+    paddings = []
+    for axis, (size, out) in enumerate(zip(inputs, outputs, strict=True)):
+        span = (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis]
+        needed = (out - 1) * layer.strides[axis] + span + 1 - size
+        needed = max(needed, 0) if isinstance(needed, int) else tf.maximum(needed, 0)
+        paddings.append((needed // 2, needed - needed // 2))
+    return paddings
+
+
+def _shifts(layer):
+    """Distances of every kernel position from the first one."""
+    axes = zip(layer.kernel_size, layer.dilation_rate, strict=True)
+    return itertools.product(*(range(0, size * rate, rate) for size, rate in axes))
+
+
+def _products(layer, a, d):
+    """Σ_t a_it d_itᵀ (M, c, o) for every kernel position."""
+    lattice = _lattice(layer, a, d)
+    if lattice is None:
+        gradient = positions(d)
+        return [tf.matmul(s, gradient, transpose_a=True) for s in shifted_inputs(layer, a, d)]
+    # Inputs and gradients on one lattice that has the zeros of the padding between its rows: a
+    # shift is then the same distance everywhere, and a window of all inputs needs no copy.
+    shape, before = lattice
+    length, (examples, *outputs, filters) = math.prod(shape), sizes(d)
+    margins = [size - known for size, known in zip(shape, sizes(a)[1:-1], strict=True)]
+    a = tf.pad(a, [(0, 1), *((margin, 0) for margin in margins), (0, 0)])
+    leading = [margin - b for margin, b in zip(margins, before, strict=True)]
+    trailing = [s - o - b for s, o, b in zip(shape, outputs, leading, strict=True)]
+    d = tf.pad(d, [(0, 0), *zip(leading, trailing, strict=True), (0, 0)])
+    d = tf.reshape(d, (examples, length, filters))
+    a = tf.reshape(a, (-1, a.shape[-1]))
+    products = []
+    for shift in _shifts(layer):
+        start = 0
+        for distance, size in zip(shift, shape, strict=True):
+            start = start * size + distance
+        window = tf.reshape(a[start : start + examples * length], (-1, length, a.shape[-1]))
+        products.append(tf.matmul(window, d, transpose_a=True))
+    return products
+
+
+def _lattice(layer, a, d):
+    """The shape of the lattice of `_products` and its zeros before, or `None` if it would not pay.
+
+    The zeros may add a fifth to the positions, and a window must begin where memory is aligned.
+    """
+    inputs, outputs = a.shape[1:-1], d.shape[1:-1]
+    if None in (*inputs, *outputs) or set(layer.strides) != {1} or a.shape[-1] % 16:
+        return None
+    paddings = _paddings(layer, inputs, outputs)
+    shape = [size + max(pair) for size, pair in zip(inputs, paddings, strict=True)]
+    if math.prod(shape) > 1.2 * math.prod(outputs):
+        return None
+    return shape, [before for before, _ in paddings]
 
 
 def _kernel_pieces(layer, kernel, a, d):
     """Pieces (M, c / groups, o) of an ordinary or grouped convolution's kernel gradient."""
     channels, filters = kernel.shape[-2:]
     groups = a.shape[-1] // channels
+    if groups == 1:
+        return _products(layer, a, d)
     gradient = positions(d)
     pieces = []
     for shifted in shifted_inputs(layer, a, d):
-        if groups == 1:
-            pieces.append(tf.matmul(shifted, gradient, transpose_a=True))
-            continue
         shape = (*sizes(shifted)[:2], groups)
         piece = tf.einsum(
             "mtgc,mtgo->mcgo",

@@ -77,13 +77,11 @@ class Tapped:
         dtype = statistics_dtype(variable)
 
         def chunk_sums(slices, keep):
-            mask = tf.cast(keep, dtype)
-            chunk = []
-            for k, (use, d) in enumerate(used):
-                inputs, d = slices[2 * k], slices[2 * k + 1]
-                d = d * tf.reshape(mask, (-1, *[1] * (len(d.shape) - 1)))
-                chunk.append((dataclasses.replace(use, inputs=inputs), d))
-            return self.block(layer, chunk, name).sums()
+            chunk = [
+                (dataclasses.replace(use, inputs=slices[2 * k]), slices[2 * k + 1])
+                for k, (use, _) in enumerate(used)
+            ]
+            return self.block(layer, chunk, name).sums(keep)
 
         return sum_over_chunks(
             chunk_sums,
