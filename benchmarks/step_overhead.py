@@ -1,10 +1,11 @@
 """Time and memory of a training step with noise against the plain step.
 
     python benchmarks/step_overhead.py [--models lenet:4096,resnet8:512] [--repeats 9]
-        [--cases split,weighted] [--no-memory]
+        [--cases split,weighted] [--num-microbatches 1] [--no-memory] [--no-times]
 
 All steps of one model take turns in one process, so that whatever else the machine does slows all
-of them; a ratio is that of the medians. Peak memory is measured in a process for each case.
+of them; a ratio is that of the medians. Peak memory is measured in a process for each case. With
+microbatches, the plain step is computed in as many.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 GHOST = 128
+CASES = ("noise ended", "split", "weighted", "per_example")
 INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
 
 
@@ -33,6 +35,7 @@ def noises(batch_size):
         "full split": FullFisher(GHOST, "split"),
         "weighted": DiagonalFisher(GHOST, "weighted"),
         "per_example": DiagonalFisher(GHOST),
+        "vectorized_map": DiagonalFisher(GHOST, engine="vectorized_map"),
         "max_examples": DiagonalFisher(GHOST, max_examples=batch_size // 8),
         "uncorrelated": DiagonalFisher(GHOST, conv="uncorrelated"),
         "true": DiagonalFisher(GHOST, fisher="true"),
@@ -40,7 +43,7 @@ def noises(batch_size):
     }
 
 
-def make_step(name, model_name, batch_size):
+def make_step(name, model_name, batch_size, num_microbatches):
     """A function that runs one training step of a case."""
     import keras
 
@@ -51,8 +54,9 @@ def make_step(name, model_name, batch_size):
     model = nlb.models.get(model_name)(num_classes=10, input_shape=shape, ghost_batch_size=GHOST)
     optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
     noise = noises(batch_size)[name]
+    if noise is not None or num_microbatches > 1:
+        model = nlb.NoisyModel(model, num_microbatches)
     if noise is not None:
-        model = nlb.NoisyModel(model)
         steps = 0 if name == "noise ended" else None
         optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=steps, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -62,9 +66,9 @@ def make_step(name, model_name, batch_size):
     return lambda: model.train_on_batch(x, y)
 
 
-def measure_times(model_name, batch_size, cases, repeats):
+def measure_times(model_name, batch_size, num_microbatches, cases, repeats):
     """Median seconds of a step of each case."""
-    steps = {name: make_step(name, model_name, batch_size) for name in cases}
+    steps = {name: make_step(name, model_name, batch_size, num_microbatches) for name in cases}
     times = {name: [] for name in cases}
     for turn in range(repeats + 2):
         for name, step in steps.items():
@@ -75,9 +79,9 @@ def measure_times(model_name, batch_size, cases, repeats):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_memory(model_name, batch_size, name):
+def measure_memory(*case):
     """Peak MiB of a process that runs three steps of one case."""
-    command = [sys.executable, __file__, "--peak", json.dumps([name, model_name, batch_size])]
+    command = [sys.executable, __file__, "--peak", json.dumps(case)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output.split()[-1]) / 1024
 
@@ -86,9 +90,11 @@ def main():
     """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="lenet:4096,resnet8:512")
-    parser.add_argument("--cases", default=",".join(noises(8)))
+    parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--num-microbatches", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-times", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -102,14 +108,17 @@ def main():
     cases = list(dict.fromkeys(["plain", *options.cases.split(",")]))
     for entry in options.models.split(","):
         model_name, batch_size = entry.split(":")
-        batch_size = int(batch_size)
-        times = measure_times(model_name, batch_size, cases, options.repeats)
-        print(f"{model_name}, batch {batch_size}", flush=True)
+        setting = (model_name, int(batch_size), options.num_microbatches)
+        print(f"{model_name}, batch {batch_size} in {options.num_microbatches}", flush=True)
+        if not options.no_times:
+            times = measure_times(*setting, cases, options.repeats)
         peaks = {}
         for name in cases:
-            line = f"  {name:14} {1e3 * times[name]:8.0f} ms {times[name] / times['plain']:6.2f}"
+            line = f"  {name:14}"
+            if not options.no_times:
+                line += f" {1e3 * times[name]:8.0f} ms {times[name] / times['plain']:6.2f}"
             if not options.no_memory:
-                peaks[name] = measure_memory(model_name, batch_size, name)
+                peaks[name] = measure_memory(name, *setting)
                 line += f" {peaks[name]:8.0f} MiB {peaks[name] / peaks['plain']:6.2f}"
             print(line, flush=True)
 
