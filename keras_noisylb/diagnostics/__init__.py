@@ -1,6 +1,11 @@
-"""What a trained model's loss surface looks like: Hessians, and the calibration that they need."""
+"""What can be measured of a model at its weights, without training it.
+
+Hessians and the calibration that they need, norms of the Fisher, the gradient's variance.
+"""
 
 from keras_noisylb.diagnostics.calibration import Sharpness, fit_temperature, sharpness
+from keras_noisylb.diagnostics.critical import CriticalBatchSize, critical_batch_size
+from keras_noisylb.diagnostics.fisher import FisherNorms, fisher_norms
 from keras_noisylb.diagnostics.folding import fold_batch_norm
 from keras_noisylb.diagnostics.hessian import Hessian, hessian_vector_product
 from keras_noisylb.diagnostics.spectrum import (
@@ -9,6 +14,7 @@ from keras_noisylb.diagnostics.spectrum import (
     hessian_trace,
     largest_eigenvalues,
 )
+from keras_noisylb.diagnostics.variance import GradientVariance, gradient_variance
 
 __all__ = [
     # Hessians
@@ -18,6 +24,13 @@ __all__ = [
     "hessian_trace",
     "hessian_vector_product",
     "largest_eigenvalues",
+    # gradients, sections 3 and 5.2
+    "CriticalBatchSize",
+    "FisherNorms",
+    "GradientVariance",
+    "critical_batch_size",
+    "fisher_norms",
+    "gradient_variance",
     # calibration, section 5.3
     "Sharpness",
     "fit_temperature",

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+EMPTY = "The dataset is empty: there is no loss to differentiate. Hand at least one example."
+
 
 def batched(x, y, batch_size):
     """The batches of a data set, and the `element_spec` that describes them.
@@ -59,8 +61,94 @@ class _ArrayBatches:
 
     def __iter__(self):
         for start in range(0, self.num_examples, self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield keras.tree.map_structure(lambda array, rows=rows: array[rows], self.data)
+            yield self._rows(slice(start, start + self.batch_size))
+
+    def _rows(self, rows):
+        return keras.tree.map_structure(lambda array: array[rows], self.data)
+
+    def draw(self, rng):
+        """Batches of random examples without end, each without replacement."""
+        while True:
+            yield self._rows(rng.choice(self.num_examples, self.batch_size, replace=False))
+
+    def disjoint(self, rng):
+        """The whole batches of a random order; what is left over is left out."""
+        order = rng.permutation(self.num_examples)
+        for start in range(0, self.num_examples - self.batch_size + 1, self.batch_size):
+            yield self._rows(order[start : start + self.batch_size])
+
+
+def minibatches(x, y, batch_size):
+    """Minibatches of one size.
+
+    Args:
+        x: inputs, examples first, or nested; or a `tf.data.Dataset` of batches.
+        y: targets, examples first, or nested; `None` with a dataset.
+        batch_size: number of examples in a minibatch of arrays; `None` with a dataset, whose first
+            batch says it.
+
+    Returns:
+        An object with `batch_size`, `element_spec`, `draw(rng)`, which yields minibatches without
+        end, and `disjoint(rng)`, which yields those of one pass over the data.
+
+    Raises:
+        ValueError: if there are not as many examples, or as `batched`.
+
+    Example:
+    >>> batches = minibatches(np.ones((5, 3)), np.ones(5), batch_size=2)
+    >>> len(list(batches.disjoint(np.random.default_rng(0))))
+    2
+    """
+    if isinstance(x, tf.data.Dataset):
+        if batch_size is not None:
+            raise ValueError(
+                "`x` is a tf.data.Dataset, whose batches have a size of their own: leave "
+                f"`batch_size` out (None). Received: batch_size={batch_size}"
+            )
+        return _DatasetMinibatches(batched(x, y, None))
+    if batch_size is None:
+        raise ValueError(
+            "`batch_size` is missing: the number of examples in a minibatch. Received: None"
+        )
+    batches = batched(x, y, batch_size)
+    if batch_size > batches.num_examples:
+        raise ValueError(
+            f"`batch_size` must be at most the {batches.num_examples} examples of the data. "
+            f"Received: batch_size={batch_size}. Lower it, or hand more data."
+        )
+    return batches
+
+
+class _DatasetMinibatches:
+    def __init__(self, dataset):
+        self.dataset, self.element_spec = dataset, dataset.element_spec
+        self.batch_size = next((_num_rows(batch) for batch in dataset), 0)
+        if not self.batch_size:
+            raise ValueError(EMPTY)
+
+    def __iter__(self):
+        return iter(self.dataset)
+
+    def draw(self, rng):
+        """The data set over and over; it must shuffle itself."""
+        while True:
+            yield from self.disjoint(rng)
+
+    def disjoint(self, rng):
+        """The data set once; a last, smaller batch is left out."""
+        for batch in self.dataset:
+            rows = _num_rows(batch)
+            if rows > self.batch_size:
+                raise ValueError(
+                    "The dataset's batches must be of one size. Received: batches of "
+                    f"{self.batch_size} and {rows} examples."
+                )
+            if rows == self.batch_size:
+                yield batch
+
+
+def _num_rows(batch):
+    return int(tf.shape(keras.tree.flatten(batch)[0])[0])
 
 
 def _check_dataset(dataset, y):

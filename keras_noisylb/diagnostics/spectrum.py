@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 import scipy.sparse.linalg
-from rich import progress
 
 from keras_noisylb.diagnostics.hessian import Hessian
+from keras_noisylb.diagnostics.progress import progress_bar
 
 KRYLOV_SIZE = 20  # scipy's own smallest, and what ARPACK keeps in memory
 
@@ -83,7 +83,7 @@ def largest_eigenvalues(
     if not 1 <= k <= size:
         raise ValueError(f"`k` must be between 1 and the {size} parameters. Received: k={k}")
     count = 0
-    with _progress_bar(verbose) as bar:
+    with progress_bar(verbose) as bar:
         task = bar.add_task("Hessian-vector products", total=None)
 
         def matvec(vector):
@@ -156,7 +156,7 @@ def hessian_trace(
         )
     hessian = Hessian(model, loss, x, y, **options)
     rng, samples, error = np.random.default_rng(seed), [], np.inf
-    with _progress_bar(verbose) as bar:
+    with progress_bar(verbose) as bar:
         task = bar.add_task("Hutchinson samples", total=max_samples)
         while len(samples) < max_samples:
             signs = rng.choice([-1.0, 1.0], hessian.size)
@@ -174,13 +174,3 @@ def hessian_trace(
             stacklevel=2,
         )
     return TraceEstimate(float(mean), float(error), len(samples))
-
-
-def _progress_bar(verbose):
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        disable=not verbose,
-    )

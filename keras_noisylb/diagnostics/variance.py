@@ -1,0 +1,168 @@
+"""The variance of the gradient that a regime of training has, at frozen weights."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_noisylb.diagnostics.batches import minibatches
+from keras_noisylb.diagnostics.checks import check_finite, check_model, checked_loss
+from keras_noisylb.diagnostics.minibatches import MinibatchGradients
+from keras_noisylb.diagnostics.progress import progress_bar
+from keras_noisylb.noise.base import Noise, positive_integer
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientVariance:
+    """The trace of a gradient's covariance, averaged over parameters.
+
+    Args:
+        variance: tr Cov(G) / d over all d parameters.
+        standard_error: its standard error.
+        block_variance: array of tr Cov(G_v) / d_v, one for each of `model.trainable_variables`.
+        block_standard_error: their standard errors.
+        sizes: array of d_v, so that `block_variance * sizes` are the traces.
+        paths: the variables' paths.
+        batch_size: number of examples of a minibatch.
+        num_draws: number of gradients.
+    """
+
+    variance: float
+    standard_error: float
+    block_variance: np.ndarray
+    block_standard_error: np.ndarray
+    sizes: np.ndarray
+    paths: tuple
+    batch_size: int
+    num_draws: int
+
+
+def gradient_variance(
+    model,
+    loss,
+    x,
+    y=None,
+    batch_size=None,
+    noise=None,
+    draws=100,
+    seed=0,
+    num_microbatches=1,
+    verbose=1,
+):
+    """The variance of one update's gradient over minibatches and noise (Wen et al. 2020, Figure 2).
+
+    That is tr Cov(G) averaged over parameters, G being the gradient (and noise) of one update in
+    training mode at the model's weights: of a small batch, a large batch, or a large batch with
+    noise. Every draw takes `batch_size` of the N examples at random, without
+    replacement within a batch, so that without noise Cov(G) = (1 / batch_size − 1 / N) Σ' with the
+    examples' covariance Σ' (divisor N − 1), and fresh noise and dropout masks.
+
+    Moments are streamed (Welford 1962): memory is that of a step and some float64 vectors of
+    the size of the model. The k-th draw's term (1 − 1/k) ‖G_k − mean of the first k − 1‖² has the
+    expectation tr Cov(G), and the mean of these uncorrelated terms is the sample variance with
+    divisor `draws` − 1; their spread gives the standard error.
+
+    Weights and state stay as they are: moving statistics are not updated, and the seeds of dropout,
+    which move on from draw to draw, are given back.
+
+    Args:
+        model: a Keras model.
+        loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
+        x: inputs, N examples first, or nested; or a `tf.data.Dataset` of shuffled batches of one
+            size, `(x, y)` or `(x, y, sample_weight)`, each of them a draw. It is started again
+            where it ends.
+        y: targets; `None` with a dataset.
+        batch_size: number of examples in a minibatch; `None` with a dataset.
+        noise: the noise that is added, such as `DiagonalFisher(128)`, or `None`.
+        draws: number of gradients.
+        seed: integer, of minibatches and noise.
+        num_microbatches: number of chunks in which a batch is computed, one after the other.
+        verbose: 0, or 1 for a progress bar.
+
+    Returns:
+        A `GradientVariance`, in units of a squared gradient.
+
+    Raises:
+        ValueError: if there are fewer than `batch_size` examples or 3 draws, if the batch is no
+            larger than the noise's small batch, if weights or gradients are not finite, or if the
+            noise cannot be computed for the model.
+
+    Example:
+    ```python
+    small = gradient_variance(model, loss, x_train, y_train, batch_size=128)
+    large = gradient_variance(
+        model, loss, x_train, y_train, batch_size=4096, noise=DiagonalFisher(128)
+    )
+    print(small.block_variance / large.block_variance)
+    ```
+    """
+    loss = checked_loss(loss)
+    positive_integer("draws", draws, "the number of gradients")
+    if draws < 3:
+        raise ValueError(f"A standard error needs at least 3 draws. Received: draws={draws}")
+    if noise is not None and not isinstance(noise, Noise):
+        raise ValueError(
+            "`noise` must be a noise, such as keras_noisylb.DiagonalFisher(small_batch_size=128), "
+            f"or None. Received: {noise!r}"
+        )
+    batches = minibatches(x, y, batch_size)
+    small = noise is not None and noise.small_batch_size
+    if small and small >= batches.batch_size:
+        raise ValueError(
+            "The noise imitates a small batch by a large one, so `small_batch_size` must be less "
+            f"than the batch size. Received: small_batch_size={small}, batch size "
+            f"{batches.batch_size}. Raise the batch size or lower small_batch_size."
+        )
+    check_model(model, batches)
+    source = MinibatchGradients(model, loss, batches, noise, seed, num_microbatches)
+    variables = model.trainable_variables
+    moments, drawn = Moments(), batches.draw(np.random.default_rng(seed))
+    with progress_bar(verbose) as bar:
+        task = bar.add_task("Gradients", total=draws)
+
+        def use(gradients):
+            moments.add(gradients)
+            bar.advance(task)
+
+        source.visit(itertools.islice(drawn, draws), use)
+    terms = np.array(moments.terms)
+    sizes = np.array([v.shape.num_elements() for v in variables])
+    paths = tuple(v.path for v in variables)
+    check_finite("The gradient's variance", terms.sum(axis=0), paths)
+    total = terms.sum(axis=1) / sizes.sum()
+    return GradientVariance(
+        variance=float(total.mean()),
+        standard_error=float(_standard_error(total)),
+        block_variance=terms.mean(axis=0) / sizes,
+        block_standard_error=_standard_error(terms) / sizes,
+        sizes=sizes,
+        paths=paths,
+        batch_size=batches.batch_size,
+        num_draws=draws,
+    )
+
+
+class Moments:
+    """The running mean of gradients, and what every gradient after the first adds to the variance.
+
+    With the mean of the first k − 1, (1 − 1/k) ‖G_k − mean‖² is the squared length of a contrast of
+    the gradients that is orthogonal to all earlier ones (Helmert), so it is uncorrelated with them.
+    """
+
+    def __init__(self):
+        self.count, self.mean, self.terms = 0, None, []
+
+    def add(self, gradients):
+        self.count += 1
+        if self.mean is None:
+            self.mean = gradients
+            return
+        deltas = [g - mean for g, mean in zip(gradients, self.mean, strict=True)]
+        self.mean = [m + d / self.count for m, d in zip(self.mean, deltas, strict=True)]
+        squares = [float(tf.reduce_sum(tf.square(delta))) for delta in deltas]
+        self.terms.append((1 - 1 / self.count) * np.array(squares))
+
+
+def _standard_error(terms):
+    return np.std(terms, axis=0, ddof=1) / np.sqrt(len(terms))
