@@ -295,10 +295,7 @@ class GhostBatchNormalization(keras.layers.Layer):
 
         mean = mean_over_ghosts(x)
         # The mean first, so that a large one does not cancel the digits of the variance.
-        if axes:
-            deviation = self._deviation(x, ghosts.spread(mean))
-        else:
-            deviation = ghosts.add(x, -mean)
+        deviation = self._deviation(x, ghosts.spread(mean)) if axes else ghosts.add(x, -mean)
         return ghosts, deviation, mean, mean_over_ghosts(ops.square(deviation))
 
     def _deviation(self, x, mean):

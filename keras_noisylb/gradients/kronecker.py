@@ -94,7 +94,7 @@ class KroneckerFactors(Statistic):
             gradients = recorded.data_gradients()
         used_by = {id(layer): used for layer, used in by_layer}
         factors = [
-            _factors(place, used_by[id(place.layer)], count)
+            _factors(place, used_by[id(place.layer)], count, batch.num_examples)
             if id(place.layer) in used_by
             else tuple(tf.zeros((side, side)) for side in place.sides)
             for place in self.places
@@ -106,7 +106,8 @@ class KroneckerFactors(Statistic):
             for name, variable in RULES.get(layer).covered(layer).items():
                 if index[id(variable)] not in covered:
                     _, squared = tapped.sums(layer, used, name, variable, count)
-                    squares[index[id(variable)]] = squared
+                    unit = tf.cast(batch.num_examples, squared.dtype)
+                    squares[index[id(variable)]] = squared * unit**2
         return recorded, gradients, (squares, factors, count)
 
     def finish(self, sums, gradients, num_examples):
@@ -145,8 +146,8 @@ def stored_like(model):
     return squares, [tuple((side, side) for side in place.sides) for place in places]
 
 
-def _factors(place, used, count):
-    """Sums over examples of Σ_t a aᵀ and of the mean over t of d dᵀ."""
+def _factors(place, used, count, unit):
+    """Sums over examples of Σ_t a aᵀ and of the mean over t of d dᵀ, d in parts of 1 / `unit`."""
     dtype = statistics_dtype(place.layer.kernel)
     rows, columns = place.sides
     num_positions = sum(_num_positions(d, place.layer) for _, d in used)
@@ -174,7 +175,7 @@ def _factors(place, used, count):
             [((rows, rows), dtype), ((columns, columns), dtype)],
         )
         total_a, total_g = total_a + sums[0], total_g + sums[1]
-    return total_a, total_g / tf.cast(num_positions, dtype)
+    return total_a, total_g * tf.cast(unit, dtype) ** 2 / tf.cast(num_positions, dtype)
 
 
 def _num_positions(d, layer):

@@ -46,8 +46,9 @@ class Tapped:
             count: keep the first so many examples only; `None` for all.
 
         Returns:
-            Tuple of the list of `(layer, [(use, d), ...])`, d being M times the gradient at the
-            use's pre-activation, and the list of gradients of `more_sources`.
+            Tuple of the list of `(layer, [(use, d), ...])`, d being the gradient at the use's
+            pre-activation, which makes of the rules' blocks g_i / M, and the list of gradients of
+            `more_sources`.
         """
         sources = [use.output for use in self.uses]
         found = self.recorded.tape.gradient(loss, [*sources, *more_sources])
@@ -59,7 +60,7 @@ class Tapped:
             if count is not None:
                 use, d = dataclasses.replace(use, inputs=use.inputs[:count]), d[:count]
             dtype = statistics_dtype(use.layer.trainable_variables[0])
-            d = tf.cast(d, dtype) * tf.cast(self.batch.num_examples, dtype)
+            d = tf.cast(d, dtype)
             layers.setdefault(id(use.layer), (use.layer, []))[1].append((use, d))
         return list(layers.values()), found[len(sources) :]
 
@@ -70,7 +71,7 @@ class Tapped:
         return blocks[0] if len(blocks) == 1 else Shared(blocks)
 
     def sums(self, layer, used, name, variable, num_examples):
-        """Σ g_i and Σ g_i² over `num_examples` examples, for one variable."""
+        """Σ g_i / M and Σ g_i² / M² over `num_examples` examples, for one variable."""
         block = self.block(layer, used, name)
         if block.compact:
             return block.sums()
@@ -117,10 +118,13 @@ class LayerwiseSquares(Statistic):
         totals, squares = {}, {}
         for layer, used in by_layer:
             for name, variable in RULES.get(layer).covered(layer).items():
-                sums = tapped.sums(layer, used, name, variable, count)
-                totals[id(variable)], squares[id(variable)] = sums
+                total, square = tapped.sums(layer, used, name, variable, count)
+                # M is multiplied here, where it is cheap: an output's gradient is far larger.
+                unit = tf.cast(batch.num_examples, square.dtype)
+                totals[id(variable)] = tf.cast(total, variable.dtype)
+                squares[id(variable)] = square * unit**2
         if complete:
-            gradients = [_divided(totals.get(id(v)), batch.num_examples, v) for v in variables]
+            gradients = [totals.get(id(v)) for v in variables]
         elif not one_pass:
             gradients = recorded.data_gradients()
         return recorded, gradients, ([squares.get(id(v)) for v in variables], count)
@@ -129,20 +133,14 @@ class LayerwiseSquares(Statistic):
         return mean_squares(sums)
 
 
-def _divided(total, number, variable):
-    if total is None:
-        return None
-    mean = tf.math.divide_no_nan(total, tf.cast(number, total.dtype))
-    return tf.cast(mean, variable.dtype)
-
-
 def per_example_gradients(objective, layers, batch):
     """The per-example gradients themselves, shape (M, *variable.shape) for each variable."""
     tapped = Tapped(objective, layers, batch, draws=None)
     found = {}
     for layer, used in tapped.by_layer(tapped.recorded.fisher_loss)[0]:
         for name, variable in RULES.get(layer).covered(layer).items():
-            found[id(variable)] = tapped.block(layer, used, name).per_example()
+            block = tapped.block(layer, used, name).per_example()
+            found[id(variable)] = block * tf.cast(batch.num_examples, block.dtype)
     return [
         found.get(id(v), keras.ops.zeros((batch.num_examples, *v.shape), statistics_dtype(v)))
         for v in objective.variables

@@ -83,16 +83,14 @@ class LayerGradients:
     def squares(self):
         """Pairs of a variable's index and Σ_i g_i²."""
         for k, v in self._found.items():
-            if v.block.compact:
-                yield k, v.block.sums()[1]
-            else:
-                uses = (v.layer, v.used, v.name, v.variable)
-                yield k, self._tapped.sums(*uses, self.num_examples)[1]
+            uses = (v.layer, v.used, v.name, v.variable)
+            yield k, self.num_examples**2 * self._tapped.sums(*uses, self.num_examples)[1]
 
     def products(self, other):
         """Pairs of a variable's index and the matrix of g_i · g_j with the examples of `other`."""
         for k, gradients in self._found.items():
-            yield k, gram(gradients, other._found[k])
+            product = gram(gradients, other._found[k])
+            yield k, self.num_examples * other.num_examples * product
 
 
 class StackedGradients:
