@@ -8,11 +8,14 @@ import tensorflow as tf
 
 from keras_noisylb.gradients.batch import ghost_size
 from keras_noisylb.gradients.coverage import coverage
+from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.kronecker import factored_places
+from keras_noisylb.gradients.memory import chunk_bytes, fewest_chunks
 from keras_noisylb.gradients.objective import call_model
 from keras_noisylb.gradients.rules import RULES
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 from keras_noisylb.gradients.vectorized import check_supported
+from keras_noisylb.noise.base import not_negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +49,18 @@ class Report:
             depends on memory and hardware: see the measured ratios in the documentation.
         megabytes: size of the statistic, beside one gradient.
         notes: sentences that hold for the whole model.
+        num_microbatches: the fewest, a power of two, that keep a step within the memory that was
+            asked for; `None` if none was, or no number does.
+        gibibytes: what a step then takes for activations, gradients and statistics, an estimate
+            from its graph; `None` if no memory was asked for.
     """
 
     rows: list
     work: float
     megabytes: float
     notes: list
+    num_microbatches: int | None = None
+    gibibytes: float | None = None
 
     def __str__(self):
         header = ("layer", "variables", "statistic", "exact", "MB", "work")
@@ -75,27 +84,35 @@ class Report:
         return "\n".join([*lines, total, *self.notes])
 
 
-def report(model, noise, batch_size, x=None):
+def report(model, noise, batch_size, x=None, memory=None):
     """Say, layer by layer, what a noise will do on a model, without running it.
+
+    With `memory`, the graph of a step is traced for a few sizes of its chunks, which takes as long
+    as the first step of training does, and the fewest `num_microbatches` that fit are named. The
+    estimate is of what the operations need one after the other. Weights, optimizer state and the
+    program itself come on top, and so does what several cores compute ahead.
 
     Args:
         model: a built Keras model.
         noise: the noise.
         batch_size: examples of one batch on one device.
         x: example inputs (nested arrays), needed where the model has no Input layer.
+        memory: GiB that a step may take.
 
     Returns:
         A `Report`.
 
     Raises:
-        ValueError: if the noise cannot be computed for the model, or the shapes of the inputs are
-            not known.
+        ValueError: if the noise cannot be computed for the model, the shapes of the inputs are not
+            known, or `memory` is negative, or asked for with the vectorized_map engine.
 
     Example:
     ```python
     print(report(model, DiagonalFisher(small_batch_size=128), batch_size=4096))
     ```
     """
+    if memory is not None:
+        not_negative("memory", memory, "the GiB that a step may take")
     specs = _specs(model, x)
     obstacles = ()
     if noise.statistic in {"squares", "factors"} and getattr(noise, "engine", "") != (
@@ -143,7 +160,40 @@ def report(model, noise, batch_size, x=None):
         plain, total = plain + step, total + step + extra
     notes = _notes(model, noise, batch_size, obstacles)
     megabytes = sum(row.megabytes for row in rows)
-    return Report(rows, total / max(plain, 1), megabytes, notes)
+    number = gibibytes = None
+    if memory is not None:
+        number, gibibytes, note = _fit(model, noise, specs, batch_size, memory, vectorized)
+        notes.append(note)
+    return Report(rows, total / max(plain, 1), megabytes, notes, number, gibibytes)
+
+
+def _fit(model, noise, specs, batch_size, memory, vectorized):
+    """The fewest microbatches that fit into `memory`, what they take, and a sentence."""
+    if vectorized:
+        raise ValueError(
+            "the memory of the vectorized_map engine cannot be read off the graph. Leave `memory` "
+            'out, or use estimator="split" or "weighted".'
+        )
+    statistic = statistic_for(noise, model, specs)
+    true_labels = noise.fisher == "true"
+    parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+    ghost = ghost_size(model)
+
+    def bytes_of(rows):
+        # In chunks, the sums of the chunks before are kept: a gradient and a statistic.
+        sums = 8 * parameters if rows < batch_size else 0
+        return sums + chunk_bytes(model, statistic, specs, rows, true_labels)
+
+    number, found = fewest_chunks(bytes_of, memory * 2**30, batch_size, ghost)
+    taken = found / 2**30
+    if number is None:
+        note = (
+            f"No num_microbatches keeps a step within {memory:g} GiB: one ghost batch of {ghost} "
+            f"examples takes {taken:.2f} GiB."
+        )
+    else:
+        note = f"num_microbatches={number} keeps a step within {memory:g} GiB: {taken:.2f} GiB."
+    return number, taken, note
 
 
 def _inputs(model):

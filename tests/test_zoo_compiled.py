@@ -1,0 +1,81 @@
+"""Every network of the zoo with every noise, compiled by XLA, against the same step uncompiled.
+
+The whole matrix takes half an hour, most of it XLA's: `pytest -m slow tests/test_zoo_compiled.py`.
+"""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+import keras_noisylb as nlb
+from keras_noisylb.draws import Draws
+from keras_noisylb.gradients import objective
+from keras_noisylb.gradients.accumulate import compute
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.engines import statistic_for
+from keras_noisylb.gradients.labels import label_sampler
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+M, M_S = 8, 4
+ZOO = ("mlp", "lenet", "alexnet", "vgg16", "resnet8", "resnet44", "resnet8x2")
+NOISES = {
+    "per_example": nlb.DiagonalFisher(M_S),
+    "max_examples": nlb.FisherTrace(M_S, max_examples=4),
+    "uncorrelated": nlb.DiagonalFisher(M_S, conv="uncorrelated"),
+    "true": nlb.DiagonalFisher(M_S, fisher="true"),
+    "weighted": nlb.FullFisher(M_S, "weighted"),
+    "split": nlb.DiagonalFisher(M_S, "split"),
+    "kfac": nlb.KroneckerFactored(M_S),
+    "multiplicative": nlb.Multiplicative(0.1),
+    "multiplicative by example": nlb.Multiplicative(0.1, form="example"),
+    "isotropic": nlb.Isotropic(0.1),
+}
+QUICK = {("mlp", "split"), ("mlp", "kfac"), ("lenet", "per_example"), ("resnet8", "split")}
+# What is left of a statistic of XLA's own random numbers is compared by tests/test_noise.py.
+DRAWN = ("true", "weighted", "multiplicative by example")
+
+
+MATRIX = [
+    pytest.param(model, noise, marks=() if (model, noise) in QUICK else pytest.mark.slow)
+    for model in ZOO
+    for noise in NOISES
+]
+
+
+def numbers(structure):
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+
+@pytest.mark.parametrize(("name", "noise"), MATRIX)
+def test_a_compiled_step_computes_what_the_step_computes(name, noise, rng):
+    keras.utils.set_random_seed(1)
+    noise = NOISES[noise]
+    shape = (28, 28, 1) if name in {"mlp", "lenet"} else (32, 32, 3)
+    options = {"num_classes": 10, "input_shape": shape, "ghost_batch_size": M_S}
+    model = nlb.models.get(name)(**options)
+    for layer in model._flatten_layers():  # a mask of dropout is a random number, too
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    x = rng.standard_normal((M, *shape)).astype("float32")
+    y = rng.integers(0, 10, M)
+    labels = label_sampler(LOSS) if noise.fisher == "true" else None
+    target = objective(model, LOSS, labels)
+
+    def step(x, y):
+        draws = Draws(tf.constant([3, 4]))
+        statistic = statistic_for(noise, model, x)
+        found = compute(
+            target, Batch(x, y), statistic, draws, 2 if noise.statistic == "split" else 1
+        )
+        sample = statistic.arrange(noise.sample(found.statistic, tf.constant(1.0), draws))
+        keep = [] if noise in drawn else keras.tree.flatten(found.statistic)
+        return found.gradients, keep, [value for _, value in found.state], sample
+
+    drawn = [NOISES[name] for name in DRAWN]
+    plain = tf.function(step, autograph=False)(x, y)
+    compiled = tf.function(step, autograph=False, jit_compile=True)(x, y)
+    for a, b in zip(compiled[:3], plain[:3], strict=True):
+        oracle.assert_close(numbers(a), numbers(b), rtol=2e-3)
+    assert all(np.all(np.isfinite(n)) for n in numbers(compiled[3]))

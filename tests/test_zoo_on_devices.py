@@ -1,0 +1,58 @@
+"""The zoo with ghost batch normalisation under `MirroredStrategy`, by both engines."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from oracle import on_devices
+
+import keras_noisylb as nlb
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+DEVICES, M, M_S = 2, 32, 4
+ESTIMATORS = {
+    "vectorized_map": {"engine": "vectorized_map"},
+    "layerwise": {"engine": "layerwise"},
+    "weighted": {"estimator": "weighted"},
+    "split": {"estimator": "split"},
+}
+QUICK = {("lenet", "vectorized_map"), ("resnet8", "layerwise")}
+MATRIX = [
+    pytest.param(model, way, marks=() if (model, way) in QUICK else pytest.mark.slow)
+    for model in ("mlp", "lenet", "alexnet", "vgg16", "resnet8", "resnet44")
+    for way in ESTIMATORS
+]
+
+
+def trained(name, data, noise=None):
+    """The model after two steps on two devices; checks that the devices agree after each."""
+    keras.utils.set_random_seed(0)
+    options = {"input_shape": data[0].shape[1:], "ghost_batch_size": M_S}
+    with on_devices(DEVICES).scope():
+        model = nlb.models.get(name)(num_classes=10, **options)
+        optimizer = keras.optimizers.SGD(0.01)
+        if noise is not None:
+            model = nlb.NoisyModel(model)
+            optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=0)
+        model.compile(optimizer, LOSS, jit_compile=False)
+    for _ in range(2):
+        model.fit(*data, batch_size=M, shuffle=False, verbose=0)
+        for v in model.variables:
+            if isinstance(v.value, tf.distribute.DistributedValues):
+                first, *others = (np.asarray(part) for part in v.value.values)
+                for other in others:
+                    np.testing.assert_array_equal(first, other, err_msg=v.path)
+    return [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
+
+
+@pytest.mark.parametrize(("name", "way"), MATRIX)
+def test_the_zoo_trains_alike_on_all_devices(name, way, rng):
+    shape = (28, 28, 1) if name in {"mlp", "lenet"} else (32, 32, 3)
+    data = rng.standard_normal((M, *shape)).astype("float32"), rng.integers(0, 10, M)
+    plain = trained(name, data)
+    silent = trained(name, data, nlb.DiagonalFisher(M_S, multiplier=1e-9, **ESTIMATORS[way]))
+    noisy = trained(name, data, nlb.DiagonalFisher(M_S, **ESTIMATORS[way]))
+    for a, b in zip(silent, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+    moved = [np.abs(a - b).max() for a, b in zip(noisy, plain, strict=True)]
+    assert min(moved) > 1e-5
