@@ -39,7 +39,7 @@ def test_a_dense_network_by_hand():
     model = keras.Sequential([keras.Input((8,)), L.Dense(wide, use_bias=False), L.Dense(1)])
     found = memory.chunk_bytes(model, Statistic(), tf.TensorSpec((None, 8)), rows)
     activations = 4 * rows * (8 + wide)
-    assert activations < found < 4 * rows * (8 + 2 * wide) + 20_000
+    assert activations < found / memory.ALLOWANCE < 4 * rows * (8 + 2 * wide) + 20_000
     twice = memory.chunk_bytes(model, Statistic(), tf.TensorSpec((None, 8)), 2 * rows)
     assert twice == pytest.approx(2 * found, rel=0.05)
 
