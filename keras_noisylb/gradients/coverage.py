@@ -10,6 +10,10 @@ from keras_noisylb.gradients.objective import call_model
 from keras_noisylb.gradients.rules import RULES
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 
+# How many examples the traced batch has: a prime that no other axis is likely to have, so that a
+# first axis of another size is known not to be that of the examples.
+_EXAMPLES = 8191
+
 _cache = weakref.WeakKeyDictionary()
 
 
@@ -37,7 +41,7 @@ def coverage(model, x):
         A `Coverage`.
     """
     specs = keras.tree.map_structure(
-        lambda t: None if t is None else tf.TensorSpec((None, *t.shape[1:]), t.dtype), x
+        lambda t: None if t is None else tf.TensorSpec((_EXAMPLES, *t.shape[1:]), t.dtype), x
     )
     key = (tuple(id(v) for v in model.trainable_variables), repr(specs))
     known = _cache.setdefault(model, {})
@@ -58,7 +62,7 @@ def _find(model, specs):
             owner = owners.get(id(v), layer)
             smaller = len(layer.trainable_variables) <= len(owner.trainable_variables)
             owners[id(v)] = layer if smaller else owner  # the layer itself, not what contains it
-    hidden, nested = _trace(model, layers, specs)
+    hidden, nested, merged = _trace(model, layers, specs)
     obstacles = []
     for v in model.trainable_variables:
         owner = owners[id(v)]
@@ -69,6 +73,8 @@ def _find(model, specs):
             obstacles.append(f"{what} is also used outside of that layer's own call")
         elif id(owner) in nested:
             obstacles.append(f"{what} is used inside a loop, out of the tape's sight")
+        elif id(owner) in merged:
+            obstacles.append(f"{what} is called on tensors whose first axis is not the examples'")
     return Coverage(tuple(layers), tuple(obstacles))
 
 
@@ -81,10 +87,11 @@ def _trace(model, layers, specs):
         specs: specifications of the inputs.
 
     Returns:
-        The ids of the variables that reach the outputs by another way than a recorded call, and the
-        ids of the layers whose records lie in a graph of their own.
+        The ids of the variables that reach the outputs by another way than a recorded call, of the
+        layers whose records lie in a graph of their own, and of those that are called on something
+        else than one row for each example.
     """
-    uses, hidden, nested = [], set(), set()
+    uses, hidden, nested, merged = [], set(), set(), set()
     record = record_use(uses)
 
     def cut(layer, call, *args, **kwargs):
@@ -103,7 +110,12 @@ def _trace(model, layers, specs):
         pairs = zip(model.trainable_variables, gradients, strict=True)
         hidden.update(id(v) for v, g in pairs if g is not None)
         nested.update(id(use.layer) for use in uses if use.output.graph is not graph)
+        merged.update(id(use.layer) for use in uses if not _has_examples(use))
 
     # Traced only. (No init_scope around it: that would stop the tape from recording.)
     tf.function(trace, autograph=False).get_concrete_function(specs)
-    return hidden, nested
+    return hidden, nested, merged
+
+
+def _has_examples(use):
+    return use.inputs.shape[0] == use.output.shape[0] == _EXAMPLES

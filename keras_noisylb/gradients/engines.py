@@ -33,14 +33,20 @@ def layerwise_layers(model, x, engine="auto", conv="exact"):
     found = coverage(model, x)
     if not found.obstacles:
         return found.layers
-    reasons = "; ".join(found.obstacles)
+    reasons, obstacle = "; ".join(found.obstacles), vectorized.obstacle(model)
     if engine == "layerwise" or conv == "uncorrelated":
+        others = "" if obstacle else 'engine="vectorized_map" with conv="exact", or '
         raise ValueError(
             f"the layerwise engine cannot treat this model: {reasons}. Register a rule in "
             "keras_noisylb.gradients.RULES, or, for DiagonalFisher and FisherTrace, use "
-            'engine="vectorized_map" with conv="exact", or estimator="weighted" or "split".'
+            f"{others}{vectorized.ANY_MODEL}."
         )
-    vectorized.check_supported(model)
+    if obstacle is not None:
+        raise ValueError(
+            "no engine for the gradients of single examples can treat this model. layerwise: "
+            f"{reasons}. vectorized_map: {obstacle} Otherwise use, in a noise, "
+            f"{vectorized.ANY_MODEL}."
+        )
     if model not in _warned:
         _warned.add(model)
         warnings.warn(

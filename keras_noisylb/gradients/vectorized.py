@@ -22,6 +22,37 @@ MASKS = (
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
 )
+ANY_MODEL = 'estimator="weighted" or "split", which treat every model'
+
+
+def obstacle(model):
+    """Why the examples of a model cannot be differentiated alone.
+
+    Args:
+        model: the model.
+
+    Returns:
+        A sentence that names a layer, why, and what can be done about it; `None` for no obstacle.
+    """
+    for layer in all_layers(model):
+        what = f"the {type(layer).__name__} {layer.name!r}"
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            return (
+                f"{what} normalises every example by the whole batch in training. Replace it by "
+                "ghost batch normalisation, keras_noisylb.replace_batch_norm(model, "
+                "ghost_batch_size), or freeze it with layer.trainable = False."
+            )
+        if isinstance(layer, keras.layers.EinsumDense) and layer.compute_dtype != "float64":
+            # In a graph on a CPU, oneDNN crashes on products of rank 4 that broadcast.
+            return f"{what}, of which attention is made, makes TensorFlow's vectorized_map crash."
+        if getattr(layer, "groups", 1) > 1 and hasattr(layer, "kernel_size"):
+            return f"{what} is grouped: vectorized_map cannot differentiate grouped convolutions."
+        if _is_random(layer) and not isinstance(layer, MASKS):
+            return (
+                f"{what} draws random numbers that cannot be repeated for single examples. If it "
+                "augments the data, move it into the input pipeline."
+            )
+    return None
 
 
 def check_supported(model):
@@ -33,38 +64,39 @@ def check_supported(model):
     Raises:
         ValueError: naming the layer, why, and what to do.
     """
-    for layer in all_layers(model):
-        what = f"the vectorized_map engine cannot treat the {type(layer).__name__} {layer.name!r}"
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            raise ValueError(
-                f"{what}: in training it normalises every example by the whole batch. Replace it "
-                "by ghost batch normalisation, keras_noisylb.replace_batch_norm(model, "
-                "ghost_batch_size), or freeze it with layer.trainable = False."
-            )
-        if isinstance(layer, keras.layers.MultiHeadAttention):
-            raise ValueError(
-                f"{what}: TensorFlow's vectorized_map crashes on attention. Its layers have rules, "
-                'so use engine="layerwise".'
-            )
-        if getattr(layer, "groups", 1) > 1 and hasattr(layer, "kernel_size"):
-            raise ValueError(
-                f"{what}: TensorFlow's vectorized_map cannot differentiate grouped convolutions. "
-                'The layer has a rule, so use engine="layerwise".'
-            )
-        if _is_random(layer) and not isinstance(layer, MASKS):
-            raise ValueError(
-                f"{what}: its random numbers cannot be repeated for single examples. Use "
-                'engine="layerwise", or move the layer into the input pipeline.'
-            )
+    found = obstacle(model)
+    if found is not None:
+        raise _refusal(found)
+
+
+def _refusal(reason):
+    return ValueError(
+        f"the vectorized_map engine cannot treat this model: {reason} Otherwise use "
+        f'engine="layerwise", which needs a rule for every layer, or, in a noise, {ANY_MODEL}.'
+    )
 
 
 def _is_random(layer):
     """Whether the layer draws random numbers; recurrent cells hold a generator that may be idle."""
-    if not isinstance(getattr(layer, "seed_generator", None), keras.random.SeedGenerator):
+    if not any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values()):
         return False
     names = ("rate", "dropout", "recurrent_dropout")
     rates = [getattr(layer, name) for name in names if hasattr(layer, name)]
     return any(rates) or not rates
+
+
+class _Scope(keras.StatelessScope):
+    """A scope that also notes which generators of random numbers were used within it."""
+
+    def __init__(self, state_mapping):
+        super().__init__(state_mapping)
+        self.drawn = []
+
+    def add_update(self, update):
+        variable, _ = update
+        if variable.name == "seed_generator_state":
+            self.drawn.append(variable.path)
+        super().add_update(update)
 
 
 def _record(saved):
@@ -107,7 +139,7 @@ class Replay:
         model = objective.model
         check_supported(model)
         self.model, self.x, self.batch = model, batch.rows(batch.x), batch
-        self.saved = []
+        self.saved, self.drawn = [], []
         self.replayed = [
             layer
             for layer in all_layers(model)
@@ -129,11 +161,12 @@ class Replay:
         variables = self.model.trainable_variables
         values = [tf.identity(v.value) for v in variables]
         # The scope puts the values in the variables' place and catches every write to the state.
-        scope = keras.StatelessScope(state_mapping=zip(variables, values, strict=True))
+        scope = _Scope(zip(variables, values, strict=True))
         with intercept(self.replayed, _replay(saved)), tf.GradientTape() as tape:
             tape.watch(values)
             with scope:
                 outputs = keras.tree.flatten(call_model(self.model, inputs))
+        self.drawn += scope.drawn
         return tape.gradient(
             outputs,
             values,
@@ -143,7 +176,13 @@ class Replay:
 
     def per_example(self, arrays):
         """g_i for the examples in `arrays`: one tensor (M, *variable.shape) for each variable."""
-        gradients = tf.vectorized_map(self.one_example, arrays)
+        try:
+            gradients = tf.vectorized_map(self.one_example, arrays)
+        except (TypeError, ValueError) as error:  # what it raises for operations that it lacks
+            last = str(error).strip().splitlines()[-1].strip()
+            raise _refusal(f"TensorFlow's vectorized_map fails on it ({last})") from error
+        if self.drawn:
+            raise _refusal(f"it draws random numbers of its own ({self.drawn[0]}).")
         dtypes = [statistics_dtype(v) for v in self.model.trainable_variables]
         return [
             tf.cast(g, dtype) * tf.cast(self.batch.num_examples, dtype)
