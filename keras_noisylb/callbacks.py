@@ -10,9 +10,9 @@ from keras_noisylb.optimizer import find_noisy
 class NoiseTermination(keras.callbacks.Callback):
     """Ends the noise after a fraction of training, as the paper does after a quarter (A.7).
 
-    The step at which the noise ends is computed from the epochs and steps of `fit` when the first
-    epoch starts; with data of unknown length, the noise ends with the first epoch that starts
-    after the fraction. A resumed run ends it at the same step as an uninterrupted one.
+    The step at which the noise ends is computed from the epochs and steps of `fit` when an epoch
+    starts; with data of unknown length, the noise ends with the first epoch that starts after the
+    fraction. A resumed run ends it at the same step as an uninterrupted one.
 
     Args:
         fraction: between 0 (no noise) and 1 (noise throughout).
@@ -36,7 +36,7 @@ class NoiseTermination(keras.callbacks.Callback):
         self.fraction = fraction
 
     def on_train_begin(self, logs=None):
-        self._known = False
+        self._ended = False
 
     def on_epoch_begin(self, epoch, logs=None):
         noisy = find_noisy(self.model.optimizer)
@@ -45,16 +45,12 @@ class NoiseTermination(keras.callbacks.Callback):
                 "NoiseTermination needs a model compiled with a NoisyOptimizer. "
                 f"Received: {self.model.optimizer!r}"
             )
-        if self._known:
-            return
-        updates = int(keras.ops.convert_to_numpy(noisy.iterations))
         epochs, steps = self.params["epochs"], self.params.get("steps")
         if steps is not None:
-            accumulated = noisy.inner_optimizer.gradient_accumulation_steps or 1
-            before = updates - epoch * steps // accumulated
-            total = epochs * steps // accumulated
-            noisy.noise_steps = max(before + math.ceil(self.fraction * total), 0)
-            self._known = True
-        elif epoch >= self.fraction * epochs:
-            noisy.noise_steps = updates
-            self._known = True
+            # Anew in every epoch, from counts alone: a BatchChange changes the number of steps.
+            batches = int(keras.ops.convert_to_numpy(noisy.inner_optimizer._iterations))
+            end = batches - epoch * steps + self.fraction * (epochs * steps)
+            noisy.noise_steps = max(math.ceil(end / noisy.accumulated), 0)
+        elif epoch >= self.fraction * epochs and not self._ended:
+            noisy.noise_steps = int(keras.ops.convert_to_numpy(noisy.iterations))
+            self._ended = True

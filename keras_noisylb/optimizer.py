@@ -136,6 +136,8 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             shapes: its shapes, lists and tuples nested as the statistic is, `None` where it has
                 nothing.
         """
+        if self._stored is not None and shapes == self._stored_shapes:
+            return  # compiled once more: Keras would save the old variables beside new ones
         self._stored_shapes, self._stored = shapes, []
         # Each device keeps its own, read as their mean: nothing is communicated in a step.
         _map_shapes(
@@ -189,7 +191,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self):
-        return [*self._variables, *(self._stored or ()), *self.inner_optimizer.variables]
+        return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def learning_rate(self):

@@ -15,6 +15,7 @@ from keras_noisylb.gradients.objective import Objective, call_model
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.placement import ParameterNoise
+from keras_noisylb.seeds import seed_states
 from keras_noisylb.step import Parts, Step
 from keras_noisylb.strategies import check_strategy
 
@@ -271,6 +272,19 @@ class NoisyModel(keras.Model):
         ).run(noisy.noise_on, noisy.is_fresh)
         noisy.keep(outcome.stored)
         return outcome
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        # Keras saves no states of random layers such as Dropout, but a resumed run needs them.
+        for number, state in enumerate(seed_states(self)):
+            store[f"seed_state_{number}"] = state
+
+    def load_own_variables(self, store):
+        found = dict(store)
+        for number, state in enumerate(seed_states(self)):
+            if (key := f"seed_state_{number}") in found:
+                state.assign(found.pop(key))
+        super().load_own_variables(found)
 
     def get_config(self):
         return {

@@ -69,7 +69,7 @@ def test_compare_writes_everything(tmp_path, capsys):
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     loss = model.evaluate(split.x_train, split.y_train, verbose=0)
     assert loss == pytest.approx(load(run / "record.json")["train_loss"], rel=1e-5)
-    assert not list(folder.rglob("*.tmp")) + list(folder.rglob("checkpoint*"))
+    assert not list(folder.rglob("unfinished*")) + list(folder.rglob("checkpoint*"))
 
 
 def interrupt(monkeypatch, epoch, error=KeyboardInterrupt):

@@ -63,8 +63,15 @@ def run(job, values):
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             getattr(compare, job)(options)
-    except (compare.CompareError, OSError) as error:
+    except compare.CompareError as error:
         fail(error)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        fail(
+            f"{error.filename or options.output} cannot be written or read: {reason}. What was "
+            "finished is kept: mend that, and the same command continues after the last finished "
+            "epoch, or choose another --output."
+        )
     except KeyboardInterrupt:
         typer.echo(
             "\nnoisylb: interrupted. The same command continues after the last finished epoch.",

@@ -136,6 +136,7 @@ def compare(options):
 
     Raises:
         CompareError: if it cannot be run as asked; nothing was changed.
+        OSError: if the results cannot be written; what was finished is kept.
 
     Example:
     ```python

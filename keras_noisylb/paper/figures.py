@@ -1,9 +1,9 @@
 """The picture of a comparison."""
 
-import os
-
 import numpy as np
 from matplotlib.figure import Figure
+
+from keras_noisylb.paper import records
 
 # Okabe and Ito's colours, told apart by colour-blind readers, and line styles for print in grey.
 STYLES = (
@@ -99,6 +99,5 @@ def draw(path, histories, reported):
         fontsize=9,
         color="0.3",
     )
-    temporary = path.with_name("unfinished.png")
-    figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    os.replace(temporary, path)
+    with records.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")

@@ -1,5 +1,6 @@
 """The folder of a run: what is written, and how it is found again after an interruption."""
 
+import contextlib
 import json
 import math
 import os
@@ -28,16 +29,35 @@ def plain(value):
     return value
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """Write a file so that a reader finds the old or the new one, never a part.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        The path to write to. What is there becomes the file at the end of the block, and is removed
+        where the block fails.
+    """
+    temporary = path.with_name(f"unfinished-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path, text):
-    """Write a file so that a reader finds the old or the new text, never a part.
+    """Write a text file, by `replacing`.
 
     Args:
         path: of the file.
         text: what it shall hold.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path, value, indent=1):

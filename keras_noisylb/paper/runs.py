@@ -1,8 +1,9 @@
 """One regime with one seed: trained, or continued, in a folder of its own."""
 
 import math
-import os
 import time
+import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -10,12 +11,17 @@ import numpy as np
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.paper import records
 from keras_noisylb.schedules import WarmupStepDecay
+from keras_noisylb.seeds import seed_states
 from keras_noisylb.training import NoisyModel
 
 HISTORY = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": [], "noise_steps": 0}
 RECORD = (
     "diverged_epoch", "steps", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
     "seconds", "step_seconds",
+)  # fmt: skip
+# What a checkpoint raises that is damaged, or of another model.
+UNLOADABLE = (
+    OSError, EOFError, KeyError, RuntimeError, ValueError, UserWarning, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -79,12 +85,12 @@ class Journal(keras.callbacks.Callback):
         self.history["epochs"].append({"epoch": epoch + 1, **logs, "seconds": seconds})
         if self.diverged_epoch is not None:
             return  # nothing to continue from: `train` writes the history with the record
+        self.history["seed_states"] = [state.numpy().tolist() for state in seed_states(self.model)]
         path = checkpoint(self.folder, epoch + 1)
-        temporary = path.with_name("unfinished.weights.h5")
-        self.model.save_weights(temporary, overwrite=True)
-        os.replace(temporary, path)
+        with records.replacing(path) as temporary:
+            self.model.save(temporary)  # not save_weights: HDF5 crashes where the disk is full
         records.write_json(self.folder / "history.json", self.history, indent=None)
-        for old in self.folder.glob("checkpoint-*"):
+        for old in self.folder.glob("checkpoint-*.keras"):
             if old != path:
                 old.unlink()
 
@@ -96,7 +102,28 @@ def checkpoint(folder, epoch):
         folder: `pathlib.Path` of the run.
         epoch: number of finished epochs.
     """
-    return folder / f"checkpoint-{epoch:04}.weights.h5"
+    return folder / f"checkpoint-{epoch:04}.keras"
+
+
+def load_checkpoint(model, path):
+    """Load the state of a training.
+
+    Args:
+        model: the compiled model.
+        path: a file that `checkpoint` names.
+
+    Raises:
+        zipfile.BadZipFile: if the file is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:  # Keras reads without checksums from Python 3.12 on
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"{path}: the checksum of {damaged} is wrong.")
+    model.optimizer.build(model.trainable_variables)
+    with warnings.catch_warnings():
+        # Keras would go on with an optimizer that lost its momentum and its step count.
+        warnings.filterwarnings("error", "Skipping variable loading")
+        model.load_weights(path)
 
 
 def schedule(regime, learning_rate, options, num_examples):
@@ -183,14 +210,17 @@ def resume(model, folder, say):
         return empty
     saved = checkpoint(folder, len(history["epochs"]))
     try:
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(saved)
-    except (OSError, ValueError, KeyError) as error:
+        load_checkpoint(model, saved)
+    except UNLOADABLE as error:
+        if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError):
+            raise  # the disk's, or another process's: the file itself may be sound
         say(f"{saved} cannot be loaded ({type(error).__name__}): its run starts again.")
         for damaged in (path, saved):
             if damaged.exists():
                 records.set_aside(damaged, say)
         return None
+    for variable, state in zip(seed_states(model), history.get("seed_states", ()), strict=False):
+        variable.assign(state)
     say(f"Continues after epoch {len(history['epochs'])}.")
     return history
 
@@ -260,11 +290,11 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
         learning_rate=learning_rate,
         batch_size=regime.batch_size(options),
     )
-    network.save(folder / "unfinished.keras")
-    os.replace(folder / "unfinished.keras", folder / "model.keras")
+    with records.replacing(folder / "model.keras") as temporary:
+        network.save(temporary)
     records.write_json(folder / "history.json", history, indent=None)
     records.write_json(folder / "record.json", record)
-    for path in folder.glob("checkpoint-*"):
+    for path in folder.glob("checkpoint-*.keras"):
         path.unlink()
     return record, history
 

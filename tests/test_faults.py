@@ -1,0 +1,261 @@
+"""Kills, full disks and damaged files: what was finished stays, and the rest continues."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import keras
+import pytest
+from noisylb import app
+from test_compare import interrupt, load, options, small_data, tree  # noqa: F401, a fixture
+from typer.testing import CliRunner
+
+from keras_noisylb import models
+from keras_noisylb.paper import compare, records, runs
+from keras_noisylb.paper.regimes import REGIMES
+from keras_noisylb.training import NoisyModel
+
+SMALL = [
+    *("--model", "mlp", "--normalization", "none", "--learning-rate", "0.01", "--seeds", "1"),
+    "--quiet",
+]
+LAUNCH = [sys.executable, "-c", "import noisylb; noisylb.main()"]
+TIMES = {"seconds", "step_seconds", "step_time_vs_lb", "first_steps"}
+
+
+def measured(value):
+    """What was measured, without the times."""
+    if isinstance(value, dict):
+        return {key: measured(entry) for key, entry in value.items() if key not in TIMES}
+    return [measured(entry) for entry in value] if isinstance(value, list) else value
+
+
+def assert_same_results(folder, other):
+    names = {path.relative_to(folder) for path in folder.rglob("*.json")} - {"config.json"}
+    assert names == {path.relative_to(other) for path in other.rglob("*.json")}
+    for name in names - {pathlib.Path("config.json")}:
+        assert measured(load(folder / name)) == measured(load(other / name)), name
+
+
+def test_a_killed_command_continues(tmp_path):
+    """kill -9 in the second of two runs, against a command that nothing disturbs."""
+    command = [
+        *LAUNCH, "compare", *SMALL, "--regimes", "lb,lb-diagonal", "--epochs", "12",
+        *("--train-size", "400", "--large-batch-size", "100", "--noise-fraction", "0.9"),
+    ]  # fmt: skip
+    # One thread: the order of a sum is then always the same.
+    environment = {**os.environ, "COLUMNS": "200", "TF_NUM_INTRAOP_THREADS": "1"}
+
+    def start(folder):
+        return subprocess.Popen(
+            [*command, "--output", str(folder)], env=environment, text=True, stdout=subprocess.PIPE
+        )
+
+    folder, other = tmp_path / "killed", tmp_path / "whole"
+    history = folder / "lb-diagonal-seed0" / "history.json"
+    with start(other) as whole, start(folder) as killed:
+        deadline = time.monotonic() + 600
+        while not history.exists() and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        killed.kill()
+        killed.communicate()
+        before, old = tree(folder / "lb-seed0"), load(history)
+        whole.communicate()
+    assert killed.returncode == -9 and whole.returncode == 0
+    done = len(old["epochs"])
+    assert 1 <= done < 12
+    with start(folder) as again:
+        output, _ = again.communicate()
+    assert again.returncode == 0
+    assert output.count("not trained again") == 1
+    assert f"Continues after epoch {done}." in output
+    assert tree(folder / "lb-seed0") == before
+    new = load(history)
+    assert new["epochs"][:done] == old["epochs"]  # the seconds too: these epochs were not repeated
+    assert new["step_seconds"][: 4 * done] == old["step_seconds"]
+    assert_same_results(folder, other)
+
+
+def with_dropout(num_classes, input_shape):
+    return keras.Sequential([
+        keras.Input(input_shape),
+        keras.layers.Flatten(),
+        keras.layers.Dense(8, activation="relu"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(num_classes),
+    ])
+
+
+@pytest.mark.parametrize("regime", ["lb", "lb-diagonal"])
+def test_random_layers_continue(tmp_path, monkeypatch, regime):
+    monkeypatch.setattr(models, "get", lambda name: with_dropout)
+    whole, parts = (options(tmp_path, output=str(tmp_path / n), regimes=regime) for n in "ab")
+    compare.compare(whole)
+    with monkeypatch.context() as patch:
+        interrupt(patch, epoch=1)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(parts)
+    compare.compare(parts)
+    assert_same_results(tmp_path / "b", tmp_path / "a")
+
+
+# Writes in the order in which they fail; how many epochs are in the history then; what the command
+# says of what it found.
+FAULTS = [
+    ("config.json", 0, ""),
+    ("checkpoint-0001.keras", 0, ""),
+    ("history.json", 0, ""),
+    ("checkpoint-0002.keras", 1, ""),
+    ("history.json", 1, "Continues after epoch 1."),
+    ("model.keras", 2, "Continues after epoch 1."),
+    ("record.json", 2, "Continues after epoch 2."),
+    ("summary.json", 2, "Continues after epoch 2."),
+    ("table.md", 2, "not trained again"),
+    ("compare.png", 2, "not trained again"),
+]
+
+
+def test_a_disk_that_is_full_at_any_write(tmp_path, monkeypatch, capsys):
+    whole, parts = (
+        options(tmp_path, output=str(tmp_path / n), regimes="lb", epochs=2) for n in "ab"
+    )
+    compare.compare(whole)
+    folder, replace = tmp_path / "b", os.replace
+    for name, epochs, said in FAULTS:
+
+        def full(source, target, name=name):
+            if pathlib.Path(target).name == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(source, target)
+
+        before = tree(folder)
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            with pytest.raises(OSError, match="No space left"):
+                compare.compare(parts)
+        assert said in capsys.readouterr().out
+        after = tree(folder)
+        changing = ("checkpoint", "history", "model")
+        assert {p: b for p, b in before.items() if not p.name.startswith(changing)}.items() <= (
+            after.items()
+        )
+        assert not [path for path in after if path.name.startswith("unfinished")]
+        history = folder / "lb-seed0" / "history.json"
+        assert (len(load(history)["epochs"]) if epochs else history.exists()) == epochs
+    compare.compare(parts)
+    assert_same_results(folder, tmp_path / "a")
+    assert {path.relative_to(folder) for path in tree(folder)} == {
+        path.relative_to(tmp_path / "a") for path in tree(tmp_path / "a")
+    }
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """What a full disk does to HDF5 and all others: a write fails halfway."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def invoke(command, folder, *arguments):
+    sizes = ("--large-batch-size", "40", "--small-batch-size", "10")
+    return CliRunner().invoke(app, [command, *SMALL, *sizes, "--output", str(folder), *arguments])
+
+
+def assert_refused(result, *words):
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith("noisylb: error: ")
+    for word in (*words, "What was finished is kept", "another --output"):
+        assert word in line
+
+
+def test_a_write_that_fails_halfway(tmp_path):
+    folder = tmp_path / "run"
+    with files_of_at_most(10_000):
+        result = invoke("train", folder, "--regime", "lb", "--epochs", "1")
+    assert_refused(result, str(folder), "File too large")
+    assert [path.name for path in tree(folder)] == ["config.json"]
+    result = invoke("train", folder, "--regime", "lb", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_a_folder_that_cannot_be_written(tmp_path, command):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(invoke(command, tmp_path / "file" / "run"), str(tmp_path / "file"))
+    assert_refused(invoke(command, tmp_path / "file"), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def prepared(tmp_path):
+    """A compiled model, and a run of it that was interrupted after an epoch: its checkpoint."""
+    chosen = options(tmp_path)
+    network = models.get("mlp")(num_classes=4, input_shape=(6, 6, 1), normalization=None)
+    model, _ = runs.compiled(network, REGIMES["lb-diagonal"], 0.1, chosen, 100, seed=0)
+    model.optimizer.build(model.trainable_variables)
+    path = runs.checkpoint(tmp_path, 1)
+    model.save(path)
+    records.write_json(path.with_name("history.json"), {**runs.HISTORY, "epochs": [{"epoch": 1}]})
+    return model, path
+
+
+def one_bit(model, path):
+    content = bytearray(path.read_bytes())
+    content[content.index(model.weights[0].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": lambda model, path: path.write_bytes(path.read_bytes()[:-2000]),
+    "empty": lambda model, path: path.write_bytes(b""),
+    "one bit": one_bit,
+    "no optimizer": lambda model, path: NoisyModel(model.model).save(path),
+    "no file": lambda model, path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
+    model, path = prepared(tmp_path)
+    said = []
+    assert len(runs.resume(model, tmp_path, said.append)["epochs"]) == 1
+    assert said == ["Continues after epoch 1."]
+    DAMAGES[damage](model, path)
+    before = tree(tmp_path)
+    said.clear()
+    assert runs.resume(model, tmp_path, said.append) is None
+    assert said[0].startswith(f"{path} cannot be loaded") and "starts again" in said[0]
+    assert tree(tmp_path) == {p.with_name(f"{p.name}.corrupt"): b for p, b in before.items()}
+
+
+def test_what_was_set_aside_stays(tmp_path):
+    chosen = options(tmp_path, regimes="lb", epochs=1)
+    aside = runs.checkpoint(tmp_path / "run" / "lb-seed0", 1)
+    aside = aside.with_name(f"{aside.name}.corrupt")
+    aside.parent.mkdir(parents=True)
+    aside.write_bytes(b"mine")
+    compare.compare(chosen)
+    assert aside.read_bytes() == b"mine"
+
+
+def test_a_checkpoint_that_cannot_be_opened_now_is_not_damaged(tmp_path, monkeypatch):
+    model, _ = prepared(tmp_path)
+    before = tree(tmp_path)
+
+    def locked(self, path):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(keras.Model, "load_weights", locked)
+    with pytest.raises(BlockingIOError):
+        runs.resume(model, tmp_path, print)
+    assert tree(tmp_path) == before
