@@ -234,6 +234,7 @@ def _positions(model, specs):
     layers = [layer for layer in all_layers(model) if RULES.get(layer) is not None]
 
     def trace(x):
+        uses.clear()  # TensorFlow traces again if the first call makes variables
         with keras.StatelessScope(), intercept(layers, record_use(uses)):
             call_model(model, x)
 

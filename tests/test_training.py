@@ -135,23 +135,6 @@ def test_the_applied_noise_has_the_papers_covariance(accumulated, engine):
     assert abs(correlation) < 5 / np.sqrt(samples.size / 2)  # draws are independent
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
-    schedule = nlb.WarmupStepDecay(0.05, warmup_steps=4, decay_steps=(9,))
-    model = compile_noisy(
-        nlb.NoisyModel(network(dropout=0.0)),
-        keras.optimizers.Adam(schedule, use_ema=True, global_clipnorm=1.0, weight_decay=1e-3),
-        options={"noise_steps": 9},
-    )
-    fit(model)
-    model.save(tmp_path / "model.keras")
-    resumed = keras.saving.load_model(tmp_path / "model.keras")
-    assert resumed.optimizer.noise_steps == 9
-    fit(model)
-    fit(resumed)
-    for a, b in zip(model.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_the_seed_decides_the_noise():
     def weights(seed):
         keras.utils.set_random_seed(0)
@@ -303,3 +286,43 @@ def test_callbacks_of_keras_see_an_ordinary_optimizer(tmp_path):
     assert len(keras.saving.load_model(tmp_path / "best.keras").optimizer.variables) == len(
         model.optimizer.variables
     )
+
+
+class StochasticDepth(keras.layers.Layer):
+    """Draws from Keras' global generator, as the one of ConvNeXt does."""
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        return x * keras.ops.cast(keras.random.uniform((keras.ops.shape(x)[0], 1)) < 0.5, x.dtype)
+
+
+@pytest.mark.parametrize("estimator", ["per_example", "split"])
+@pytest.mark.parametrize("noise_steps", [0, None])
+def test_unseeded_random_numbers_are_as_in_keras(estimator, noise_steps):
+    x, y = np.ones((8, 4), "float32"), np.zeros((8, 1), "float32")
+    found = []
+    for noisy in (False, True):
+        keras.utils.set_random_seed(3)
+        layers = [keras.layers.Dense(4), StochasticDepth(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        optimizer = keras.optimizers.SGD(0.0)
+        if noisy:
+            model = nlb.NoisyModel(model)
+            noise = nlb.DiagonalFisher(2, estimator, multiplier=0.5)
+            optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=noise_steps, seed=0)
+        model.compile(optimizer, "mse", jit_compile=False)
+        found.append([model.train_on_batch(x, y) for _ in range(6)])
+    assert len(set(found[0])) > 3
+    if estimator == "per_example" or noise_steps == 0:  # the halves of split draw in turn
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert len(set(found[1])) > 3
+
+
+def test_a_model_that_assigns_what_it_trains_is_refused():
+    spectral = keras.layers.SpectralNormalization(keras.layers.Dense(3))
+    model = nlb.NoisyModel(keras.Sequential([keras.Input((4,)), spectral]))
+    optimizer = nlb.NoisyOptimizer(keras.optimizers.SGD(0.1), nlb.DiagonalFisher(2, "weighted"))
+    model.compile(optimizer, "mse")
+    with pytest.raises(ValueError, match="is assigned while the model is called"):
+        model.train_on_batch(np.ones((8, 4)), np.ones((8, 3)))

@@ -50,8 +50,7 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
     def run(batch):
         recorded, gradients, sums = statistic.measure(objective, batch, draws)
         gradients = recorded.with_extra(gradients)
-        changed = [(v, value) for v, value in recorded.state if value is not None]
-        return (gradients, sums, recorded.extra_loss), recorded.y_pred, changed
+        return (gradients, sums, recorded.extra_loss), recorded.y_pred, recorded.state
 
     num_examples = batch.num_examples
     if num_chunks == 1:

@@ -102,6 +102,7 @@ def _trace(model, layers, specs):
             return record(layer, call, *args, **kwargs)
 
     def trace(x):
+        uses.clear()  # TensorFlow traces again if the first call makes variables
         graph = keras.tree.flatten(x)[0].graph
         with keras.StatelessScope(), intercept(layers, cut), tf.GradientTape() as tape:
             outputs = keras.tree.flatten(call_model(model, x))

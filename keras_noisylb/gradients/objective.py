@@ -22,6 +22,22 @@ def statistics_dtype(variable):
     return "float64" if variable.dtype == "float64" else "float32"
 
 
+class Scope(keras.StatelessScope):
+    """A stateless scope that tells which variables were assigned in it.
+
+    Those of the model are not all: unseeded `keras.random` has a generator of its own.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.written = []
+
+    def add_update(self, update):
+        super().add_update(update)
+        if not any(update[0] is variable for variable in self.written):
+            self.written.append(update[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The loss that one update descends, split into its data part and the rest.
@@ -108,9 +124,12 @@ class Objective:
 
         Returns:
             A `Recorded`.
+
+        Raises:
+            ValueError: if the model assigns a trainable variable.
         """
         with tf.GradientTape(persistent=True) as tape:
-            with keras.StatelessScope(batch.state, collect_losses=True) as scope:
+            with Scope(batch.state, collect_losses=True) as scope:
                 y_pred = call_model(self.model, batch.rows(batch.x))
             loss, regularisers = self.parts(batch, batch.y, y_pred)
             data = fisher = self.scale(loss)
@@ -124,7 +143,15 @@ class Objective:
             # Once for the whole batch, however many its chunks are.
             extra = tf.add_n(terms) * batch.share(terms[0].dtype) if terms else None
             scaled = None if extra is None else self.scale(extra)
-        state = [(v, scope.get_current_value(v)) for v in self.model.non_trainable_variables]
+        trained = {id(v) for v in self.variables}
+        for v in scope.written:
+            if id(v) in trained:
+                raise ValueError(
+                    f"the trainable variable {v.path!r} is assigned while the model is called (as "
+                    "SpectralNormalization does): no gradient is that of the weights that it "
+                    "leaves. Train such a model without noise and not in a NoisyModel."
+                )
+        state = [(v, scope.get_current_value(v)) for v in scope.written]
         return Recorded(self, batch, tape, y_pred, data, fisher, extra, scaled, state)
 
 
@@ -141,7 +168,7 @@ class Recorded:
         fisher_loss: the scaled loss whose contributions make F; the same for the empirical Fisher.
         extra_loss: the chunk's share of the model's own losses as they are reported, or `None`.
         scaled_extra_loss: the same as it is differentiated.
-        state: list of `(state variable, new value)`; the value is `None` where it did not change.
+        state: list of `(state variable, new value)`, of those that were assigned.
     """
 
     objective: Objective

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
-from keras_noisylb.gradients.objective import call_model, statistics_dtype
+from keras_noisylb.gradients.objective import Scope, call_model, statistics_dtype
 from keras_noisylb.gradients.statistic import Statistic, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
 from keras_noisylb.layers import GhostBatchNormalization
@@ -85,20 +85,6 @@ def _is_random(layer):
     return any(rates) or not rates
 
 
-class _Scope(keras.StatelessScope):
-    """A scope that also notes which generators of random numbers were used within it."""
-
-    def __init__(self, state_mapping):
-        super().__init__(state_mapping)
-        self.drawn = []
-
-    def add_update(self, update):
-        variable, _ = update
-        if variable.name == "seed_generator_state":
-            self.drawn.append(variable.path)
-        super().add_update(update)
-
-
 def _record(saved):
     """A handler that appends what `_replay` needs to `saved`, examples first."""
 
@@ -161,12 +147,12 @@ class Replay:
         variables = self.model.trainable_variables
         values = [tf.identity(v.value) for v in variables]
         # The scope puts the values in the variables' place and catches every write to the state.
-        scope = _Scope(zip(variables, values, strict=True))
+        scope = Scope(zip(variables, values, strict=True))
         with intercept(self.replayed, _replay(saved)), tf.GradientTape() as tape:
             tape.watch(values)
             with scope:
                 outputs = keras.tree.flatten(call_model(self.model, inputs))
-        self.drawn += scope.drawn
+        self.drawn += [v.path for v in scope.written if v.name == "seed_generator_state"]
         return tape.gradient(
             outputs,
             values,
