@@ -20,7 +20,10 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 GHOST = 128
-CASES = ("noise ended", "split", "weighted", "per_example")
+CASES = (
+    "noise ended", "split", "full split", "weighted", "per_example", "max_examples",
+    "uncorrelated", "true", "kfac every 10",
+)  # fmt: skip
 INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
 
 
