@@ -89,8 +89,8 @@ def report(model, noise, batch_size, x=None, memory=None):
 
     With `memory`, the graph of a step is traced for a few sizes of its chunks, which takes as long
     as the first step of training does, and the fewest `num_microbatches` that fit are named. The
-    estimate is twice what the operations need one after the other: processes were measured to take
-    1.4 to 1.9 times that. Weights, optimizer state and the program itself come on top.
+    estimate is three times what the operations need one after the other: processes were measured to
+    take 1.4 to 2.7 times that. Weights, optimizer state and the program itself come on top.
 
     Args:
         model: a built Keras model.
