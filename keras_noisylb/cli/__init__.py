@@ -1,6 +1,7 @@
 """The `noisylb` command. Keras is imported inside the commands only, so that help is fast."""
 
 import dataclasses
+import importlib
 import inspect
 import os
 import warnings
@@ -53,22 +54,36 @@ def run(job, values):
         options = Options(**values)
     except ValueError as error:
         fail(error)
+    work("compare", lambda compare: getattr(compare, job)(options), options.output)
+
+
+def work(name, call, output):
+    """Let a module of the paper work, and end the command with one line where that fails.
+
+    Args:
+        name: of the module in `keras_noisylb.paper`.
+        call: function of the module.
+        output: folder of the results.
+
+    Raises:
+        typer.Exit: if it could not be run, or was interrupted.
+    """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        from keras_noisylb.paper import compare
+        module = importlib.import_module(f"keras_noisylb.paper.{name}")
     except ImportError as error:
         fail(error)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            getattr(compare, job)(options)
-    except compare.CompareError as error:
+            call(module)
+    except module.CompareError as error:
         fail(error)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         fail(
-            f"{error.filename or options.output} cannot be written or read: {reason}. What was "
+            f"{error.filename or output} cannot be written or read: {reason}. What was "
             "finished is kept: mend that, and the same command continues after the last finished "
             "epoch, or choose another --output."
         )
@@ -141,3 +156,6 @@ command(
 def main():
     """Run the command line."""
     app()
+
+
+from noisylb import figure_command  # noqa: F401 -- registers itself; it needs what is above

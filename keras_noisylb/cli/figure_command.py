@@ -1,0 +1,60 @@
+"""The command `figure`."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+from noisylb import app, fail, work
+from noisylb.presets import FIGURES, PRESETS
+
+
+@app.command("figure")
+def figure(
+    number: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIGURE", help="; ".join(f"{name}: {what}" for name, what in FIGURES.items())
+        ),
+    ],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="quick: bundled data, ResNet8, minutes on 2 cores; paper: as published "
+            "(ResNet44, CIFAR-10, 4096/128)."
+        ),
+    ] = "quick",
+    seeds: Annotated[
+        str, typer.Option(help="Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
+    ] = "3",
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder of the prepared TFDS data sets.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the results; continues what lies there. "
+            "Default: results/figure<FIGURE>-<preset>."
+        ),
+    ] = None,
+):
+    """Repeat a figure of the paper: picture, numbers, and whether its claims are seen."""
+    for flag, value, choices in (("FIGURE", number, FIGURES), ("--preset", preset, PRESETS)):
+        if value not in choices:
+            fail(f"{flag} received {value!r}, expected one of {', '.join(choices)}. Change {flag}.")
+    output = output or f"results/figure{number}-{preset}"
+    chosen = PRESETS[preset]
+    try:
+        options = dataclasses.replace(
+            chosen.options, seeds=seeds, data_dir=data_dir, output=output, quiet=True
+        )
+    except ValueError as error:
+        fail(error)
+    chosen = dataclasses.replace(chosen, options=options)
+    command = f"noisylb figure {number} --preset {preset} --seeds {seeds}"
+
+    def make(published):
+        for claim in published.make(number, chosen, command, typer.echo)["claims"]:
+            typer.echo(f"{claim['claim']} Seen: {claim['seen']}. {claim['found']}")
+        typer.echo(f"Picture and numbers: {output}/figure{number}.png, .svg, .json")
+
+    work("published", make, output)
