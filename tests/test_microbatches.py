@@ -556,38 +556,3 @@ def test_a_subclassed_model_is_saved(tmp_path, rng):
         trained.fit(x, y, batch_size=M, verbose=0, shuffle=False)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "noise",
-    [
-        nlb.DiagonalFisher(4, max_examples=9, multiplier=0.5),
-        nlb.DiagonalFisher(4, "weighted", fisher="true"),
-        nlb.FullFisher(4, "split"),
-        nlb.FisherTrace(4),
-        nlb.KroneckerFactored(4, damping=0.2, update_every=2),
-        nlb.Multiplicative(0.3),
-        nlb.Multiplicative(0.3, form="example"),
-        nlb.Isotropic(0.1),
-    ],
-    ids=lambda noise: type(noise).__name__,
-)
-def test_a_saved_model_trains_on(noise, tmp_path, rng):
-    model = nlb.NoisyModel(plain_net(), num_microbatches=3)
-    placement = "gradient" if noise.shared else "update"
-    optimizer = nlb.NoisyOptimizer(
-        keras.optimizers.Adam(0.01), noise, noise_steps=9, placement=placement
-    )
-    model.compile(optimizer, CROSSENTROPY, run_eagerly=True)
-    x, y = vectors(rng)
-    model.train_on_batch(x, y)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.num_microbatches == 3
-    assert loaded.optimizer.get_config() == model.optimizer.get_config()
-    assert loaded.optimizer.noise.get_config() == noise.get_config()
-    for _ in range(2):
-        model.train_on_batch(x, y)
-        loaded.train_on_batch(x, y)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
