@@ -74,6 +74,7 @@ def measure(model, name, preset, split, seed):
         # A small batch is cheap, and its variance is what the others are divided by.
         preset.draws * (4 if small else 1),
         seed,
+        num_microbatches=1 if small else options.num_microbatches or 1,
         verbose=0,
     )
     kernels = [k for k, path in enumerate(result.paths) if path.endswith("kernel")]
