@@ -1,0 +1,220 @@
+"""The commands `recipes` and `table`."""
+
+import os
+import pathlib
+from typing import Annotated
+
+import typer
+from noisylb import app, fail, work
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
+NUMBER = Annotated[str, typer.Argument(help="Table of the paper: 2 or 3.", metavar="2|3")]
+ROWS = Annotated[str | None, typer.Option(help="Rows, separated by commas (all).")]
+REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas (all).")]
+SEEDS = Annotated[int, typer.Option(help="Number of seeds, counted from 0.")]
+PRESET = Annotated[
+    str, typer.Option(help="Size: quick (a tenth of the epochs, 10,000 images) or paper.")
+]
+DATA_DIR = Annotated[str | None, typer.Option(help="Folder of the prepared TFDS data sets.")]
+CHUNKS = Annotated[int | None, typer.Option(help="Chunks that each large batch is computed in.")]
+OUTPUT = Annotated[str, typer.Option(help="Folder of the results; continues what lies there.")]
+DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and about its time only.")]
+
+
+def grid(header, rows, right=(), **options):
+    """A table for the terminal.
+
+    Args:
+        header: names of the columns.
+        rows: of strings.
+        right: numbers of the columns that are aligned at the right.
+        **options: of `rich.table.Table`.
+
+    Returns:
+        A `rich.table.Table`.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption_justify="left", **options)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def preset_named(name):
+    """The preset of a name.
+
+    Args:
+        name: of `keras_noisylb.paper.protocol.PRESETS`.
+
+    Returns:
+        A `Preset`.
+
+    Raises:
+        typer.Exit: if there is none of that name.
+    """
+    # The package asks for a backend as it is imported.
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        from keras_noisylb.paper.protocol import PRESETS
+    except ImportError as error:
+        fail(error)
+    if name not in PRESETS:
+        fail(f"--preset received {name!r}, expected {' or '.join(PRESETS)}. Change --preset.")
+    return PRESETS[name]
+
+
+@app.command(help="List the recipes of Tables 2 and 3, or print one with the source of each value.")
+def recipes(name: NAME = None, preset: PRESET = "paper"):
+    """Show recipes.
+
+    Args:
+        name: of one recipe; `None` lists all.
+        preset: name of the size.
+    """
+    scale = preset_named(preset).scale
+    from keras_noisylb.paper.recipes import PUBLISHED, RECIPES
+
+    console = Console()
+    if name is None:
+        header = ("recipe", "batch", "rate", "decay", "epochs", "paper, %")
+        rows = []
+        for cell in map(scale, RECIPES.values()):
+            batch = cell.small_batch_size if cell.regime == "sb" else cell.large_batch_size
+            paper = PUBLISHED[cell.row].get(cell.regime)
+            rows.append((
+                cell.name, str(batch), f"{cell.learning_rate:g}", f"{cell.weight_decay:g}",
+                str(cell.epochs), "–" if paper is None else f"{paper:.2f}",
+            ))  # fmt: skip
+        console.print(grid(header, rows, right=range(1, 6)))
+        return
+    if name not in RECIPES:
+        fail(
+            f"NAME received {name!r}, expected a row and a regime such as mnist-mlp/lb. "
+            "`noisylb recipes` lists them."
+        )
+    cell = scale(RECIPES[name])
+    sources = {source.field: str(source) for source in cell.sources}
+    rows = [
+        (field, str(value), sources.get(field, "the preset"))
+        for field, value in cell.to_dict().items()
+        if value is not None and field not in {"row", "regime", "sources"}
+    ]
+    console.print(grid(("field", "value", "from"), rows, title=name))
+
+
+@app.command(
+    help="Train the cells of Table 2 or 3, each in a process of its own, and tabulate them."
+)
+def table(
+    number: NUMBER,
+    rows: ROWS = None,
+    regimes: REGIMES = None,
+    seeds: SEEDS = 3,
+    preset: PRESET = "quick",
+    data_dir: DATA_DIR = None,
+    num_microbatches: CHUNKS = None,
+    output: OUTPUT = "results/tables",
+    dry_run: DRY_RUN = False,
+):
+    """Repeat a table of the paper.
+
+    Args:
+        number: of the table.
+        rows: names of rows.
+        regimes: names of regimes.
+        seeds: number of seeds.
+        preset: name of the size.
+        data_dir: folder of the prepared data sets.
+        num_microbatches: chunks of a large batch.
+        output: folder of the results.
+        dry_run: whether to plan only.
+
+    """
+    size, console = preset_named(preset), Console()
+    settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
+
+    def repeat(queue):
+        from keras_noisylb.paper.plan import plan
+
+        runs = plan(number, size, output, rows, regimes, seeds)
+        if dry_run:
+            show_plan(runs, console)
+            return
+        left = queue.prepare(runs, settings, typer.echo)
+        try:
+            failed = queue.work(left, settings, console)
+        finally:
+            report(number, size, runs, pathlib.Path(output) / size.name, console)
+        if failed:
+            names = ", ".join(run.title for run in failed)
+            fail(f"{len(failed)} failed: {names}. The same command tries them again.")
+
+    work("queue", repeat, output)
+
+
+def report(number, preset, runs, folder, console):
+    """Write and show the table of what is finished, if anything is.
+
+    Args:
+        number: of the table.
+        preset: the `Preset`.
+        runs: list of `Run`.
+        folder: `pathlib.Path` that it is written to.
+        console: where it is shown.
+    """
+    from keras_noisylb.paper import accuracy, records
+
+    found = [run.record(console.print) for run in runs]
+    if not any(found):
+        return
+    lines = accuracy.summarize(runs, found)
+    words = accuracy.caption(number, preset)
+    paths = folder / f"table{number}.md", folder / f"table{number}.csv"
+    records.write_text(paths[0], accuracy.to_markdown(lines, words))
+    records.write_text(paths[1], accuracy.to_csv(lines))
+    header, rows = accuracy.cells(lines)
+    console.print(grid(header, rows, right=range(2, 6), caption=words))
+    console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)
+
+
+def show_plan(runs, console):
+    """Print what would be trained, and about how long that takes. Writes nothing.
+
+    Args:
+        runs: list of `Run`.
+        console: where it is printed.
+    """
+    from keras_noisylb.paper.estimate import predict, time_row
+
+    seconds, timings, rows = 0.0, {}, []
+    for run in runs:
+        recipe = run.recipe
+        if recipe.row not in timings:
+            console.print(f"Timing {recipe.row} ...")
+            timings[recipe.row] = time_row(recipe.row)
+        finished = run.finished()
+        needed = 0.0 if finished else predict(recipe, timings[recipe.row]["seconds"])
+        needed *= 1 - run.epochs_done() / recipe.epochs
+        seconds += needed
+        state = "finished" if finished else f"{run.epochs_done()} of {recipe.epochs}"
+        rows.append((run.title, state, "–" if finished else duration(needed)))
+    console.print(grid(("run", "epochs done", "about"), rows, right=(1, 2)))
+    devices = ", ".join({timing["device"] for timing in timings.values()})
+    console.print(f"{len(runs)} runs, about {duration(seconds)} on {devices}. Nothing was trained.")
+
+
+def duration(seconds):
+    """A time in words.
+
+    Args:
+        seconds: a number.
+    """
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,54 @@
+"""How long a plan will take, from a few timed updates of each row."""
+
+import json
+
+from keras_noisylb.paper.plan import examples
+from keras_noisylb.paper.queue import ask
+from keras_noisylb.paper.recipes import RECIPES
+
+TEST_EXAMPLES = 10_000  # looked at after every epoch, forward only: a third of the work
+# Cost of the noise in plain updates, about what benchmarks/step_overhead.py measures on a CPU.
+NOISE = {"lb-diagonal": 0.4, "lb-trace": 0.4, "lb-kfac": 0.5}
+
+
+def time_row(row):
+    """Time updates of a row's network, without noise and on random images.
+
+    Args:
+        row: its name.
+
+    Returns:
+        Dictionary with "seconds", of batch size to seconds of an update, and "device".
+    """
+    answer = json.loads(ask("time", json.dumps(RECIPES[f"{row}/lb"].to_dict())))
+    return {**answer, "seconds": {int(size): s for size, s in answer["seconds"].items()}}
+
+
+def predict(recipe, timing):
+    """The seconds of a run: a straight line through the two times, by the batch size.
+
+    Args:
+        recipe: its `Recipe`, scaled.
+        timing: dictionary of two batch sizes to seconds of an update.
+
+    Returns:
+        A float.
+
+    Example:
+    >>> recipe = Preset("one", epochs=1 / 200).scale(RECIPES["mnist-mlp/lb"])
+    >>> round(predict(recipe, {128: 0.1, 512: 0.4}), 3)
+    49.479
+    """
+    (small, fast), (large, slow) = sorted(timing.items())
+    each = max(0.0, (slow - fast) / (large - small))
+    fixed = max(0.0, fast - each * small)
+    part = (recipe.noise_epochs or 0) / recipe.epochs
+    first = recipe.epochs if recipe.regime == "sb" else recipe.small_epochs or 0
+
+    def epoch(batch_size):
+        return -(-examples(recipe) // batch_size) * fixed + examples(recipe) * each
+
+    plain = first * epoch(recipe.small_batch_size)
+    plain += (recipe.epochs - first) * epoch(recipe.large_batch_size)
+    looks = recipe.epochs * TEST_EXAMPLES * each / 3
+    return plain * (1 + part * NOISE.get(recipe.regime, 0.0)) + looks

@@ -1,0 +1,147 @@
+"""Which runs a table needs, and what each of them has left."""
+
+import dataclasses
+import pathlib
+from dataclasses import dataclass
+
+from keras_noisylb.paper import records
+from keras_noisylb.paper.protocol import Recipe
+from keras_noisylb.paper.recipes import RECIPES, TABLES
+from keras_noisylb.paper.records import CompareError
+
+RUN = "run.json"  # the record of a finished run
+KEYS = ("config", "versions", "seed", "device", "metrics", "wall_seconds", "history")
+# Millions of multiplications of one example forward, by which a run's share of the time is guessed.
+WORK = {"mlp": 1.5, "lenet": 2.3, "alexnet": 33, "vgg16": 313, "resnet44": 97, "resnet44x2": 389}
+EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+
+
+def examples(recipe):
+    """The number of training examples of a recipe.
+
+    Args:
+        recipe: a `Recipe`.
+    """
+    return recipe.train_size or EXAMPLES.get(recipe.dataset, 10_000)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with one seed, in a folder of its own.
+
+    Args:
+        recipe: a `Recipe` of one seed, at the size of the preset.
+        folder: `pathlib.Path`.
+    """
+
+    recipe: Recipe
+    folder: pathlib.Path
+
+    @classmethod
+    def of(cls, recipe, seed, output):
+        """The run of a recipe.
+
+        Args:
+            recipe: a `Recipe`, at the size of the preset.
+            seed: of the run.
+            output: `pathlib.Path` of all runs of that preset.
+
+        Returns:
+            A `Run`.
+        """
+        # Where the values are from does not change a run.
+        one = dataclasses.replace(recipe, seeds=(seed,), sources=())
+        return cls(one, output / recipe.row / f"{recipe.regime}-seed{seed}")
+
+    @property
+    def title(self):
+        """What the run is called."""
+        return f"{self.recipe.name}, seed {self.recipe.seeds[0]}"
+
+    @property
+    def work(self):
+        """How much is computed, in a unit of no meaning."""
+        return WORK.get(self.recipe.model, 100) * examples(self.recipe) * self.recipe.epochs
+
+    def finished(self):
+        """Whether there is a record, which may turn out to be damaged."""
+        return (self.folder / RUN).exists()
+
+    def epochs_done(self):
+        """The number of finished epochs, of a run that has no record yet."""
+        names = [path.name for path in self.folder.glob("checkpoint-*.keras")]
+        return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
+
+    def record(self, say):
+        """The record, if the run is finished; one that cannot be used is set aside.
+
+        Args:
+            say: function that prints a line.
+
+        Returns:
+            A dictionary, or `None`.
+        """
+        path = self.folder / RUN
+        found = records.read_json(path, KEYS, say)
+        if found is not None and found["config"] != self.recipe.to_dict():
+            records.set_aside(path, say)
+            return None
+        return found
+
+
+def chosen(flag, text, known):
+    """The names of a list on the command line.
+
+    Args:
+        flag: where it was given.
+        text: names separated by commas; `None` for all.
+        known: the names that there are.
+
+    Returns:
+        Tuple of names, in the order of `known`.
+
+    Raises:
+        CompareError: for other names.
+    """
+    if text is None:
+        return tuple(known)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or not set(names) <= set(known):
+        raise CompareError(
+            f"{flag} received {text!r}, expected names of {', '.join(known)}, separated by commas. "
+            f"Change {flag}."
+        )
+    return tuple(name for name in known if name in names)
+
+
+def plan(table, preset, output, rows=None, regimes=None, seeds=3):
+    """The runs of a table, in their order: all cells with one seed, then with the next.
+
+    Args:
+        table: "2" or "3".
+        preset: a `Preset`.
+        output: folder of all results.
+        rows: names of its rows, separated by commas; `None` for all.
+        regimes: names of its regimes, likewise.
+        seeds: number of seeds, counted from 0.
+
+    Returns:
+        List of `Run`.
+
+    Raises:
+        CompareError: if there is no such table, row or regime.
+    """
+    if table not in TABLES:
+        raise CompareError(f"TABLE received {table!r}, expected 2 or 3. Choose one of them.")
+    if seeds < 1:
+        raise CompareError(f"--seeds received {seeds}, expected 1 or more. Change --seeds.")
+    known_rows, known_regimes = TABLES[table]
+    rows = chosen("--rows", rows, known_rows)
+    regimes = chosen("--regimes", regimes, known_regimes)
+    folder = pathlib.Path(output) / preset.name
+    return [
+        Run.of(preset.scale(RECIPES[f"{row}/{regime}"]), seed, folder)
+        for seed in range(seeds)
+        for row in rows
+        for regime in regimes
+    ]

@@ -1,0 +1,213 @@
+"""The queue of a table's runs: each in a process of its own, none done twice."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from keras_noisylb.paper import records
+from keras_noisylb.paper.records import CompareError
+
+LOG = "log.txt"
+POLL = 0.5  # seconds
+DAY = 86_400
+
+
+@contextlib.contextmanager
+def worker(job, *arguments, **streams):
+    """A process of `keras_noisylb.paper.worker`, killed where the block is left early.
+
+    Args:
+        job: "train", "data" or "time".
+        *arguments: of the job.
+        **streams: its `stdout` and `stderr`.
+
+    Yields:
+        A `subprocess.Popen`.
+    """
+    environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+    environment["PYTHONUNBUFFERED"] = "1"  # what it said stays, however it ends
+    command = [sys.executable, "-m", "keras_noisylb.paper.worker", job, *arguments]
+    # Nothing is written to its input: that it is closed tells the process that this one has ended.
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **streams)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdin.close()
+
+
+def ask(job, *arguments):
+    """Have a job done whose answer is short.
+
+    Args:
+        job: of `worker`.
+        *arguments: of the job.
+
+    Returns:
+        The last line that it printed.
+
+    Raises:
+        CompareError: with the last line of its errors, if it failed.
+    """
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
+        with worker(job, *arguments, stdout=answer, stderr=errors) as process:
+            code = process.wait()
+        if code:
+            raise CompareError(reason(code, errors))
+        return last_line(answer)
+
+
+def last_line(file):
+    """The last line of a file with text in it, or an empty string.
+
+    Args:
+        file: opened for reading bytes.
+    """
+    file.seek(0)
+    lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def reason(code, errors):
+    """Why a process failed.
+
+    Args:
+        code: its exit code.
+        errors: what it printed, a file opened for reading bytes.
+    """
+    if code == -9:
+        return (
+            "its process was killed by signal 9, as the system does where memory runs out. If so, "
+            "give --num-microbatches 8 or more."
+        )
+    return last_line(errors) or f"its process ended with code {code}."
+
+
+def prepare(runs, settings, say):
+    """Find what is left to do, and check what can be checked before anything is trained.
+
+    Args:
+        runs: list of `Run`.
+        settings: dictionary of the arguments of `Recipe.options`.
+        say: function that prints a line.
+
+    Returns:
+        List of the runs without a record.
+
+    Raises:
+        CompareError: if a folder holds another run, or data are missing; nothing was trained.
+        OSError: if the folders cannot be written.
+    """
+    names = sorted({run.recipe.dataset for run in runs if not run.finished()})
+    if names:
+        ask("data", json.dumps(settings), *names)
+    for run in runs:
+        records.open_folder(run.folder, run.recipe.to_dict(), ())
+    left = [run for run in runs if run.record(say) is None]
+    say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before.")
+    return left
+
+
+def train(run, settings, watch):
+    """Train one run in a process of its own.
+
+    Args:
+        run: a `Run` whose folder is open.
+        settings: dictionary of the arguments of `Recipe.options`.
+        watch: function of the number of finished epochs, called every half second.
+
+    Returns:
+        Why it failed, or `None`.
+    """
+    with (run.folder / LOG).open("ab+") as log:
+        arguments = (str(run.folder), json.dumps(settings))
+        with worker("train", *arguments, stdout=log, stderr=log) as process:
+            while process.poll() is None:
+                watch(run.epochs_done())
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL)
+        return reason(process.returncode, log) if process.returncode else None
+
+
+def work(runs, settings, console):
+    """Do runs, one after the other; one that fails does not stop the rest.
+
+    Args:
+        runs: list of `Run` that `prepare` found left.
+        settings: dictionary of the arguments of `Recipe.options`.
+        console: `rich.console.Console` for lines and progress.
+
+    Returns:
+        List of the runs that failed.
+
+    Raises:
+        OSError: if the results cannot be written.
+
+    Example:
+    ```python
+    runs = plan("2", PRESETS["quick"], "results/tables", rows="mnist-mlp")
+    work(prepare(runs, {}, print), {}, Console())
+    ```
+    """
+
+    def say(text):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    failed = []
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    # The speed is that of a day, not of half a minute: epochs can be longer than that.
+    bars = Progress(
+        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=DAY
+    )
+    with bars:
+        whole = bars.add_task("all", total=sum(run.work for run in runs))
+        done = 0
+        for number, run in enumerate(runs, start=1):
+            place = f"[{number}/{len(runs)}] {run.title}"
+            bar = bars.add_task(place, total=run.recipe.epochs)
+
+            def watch(epochs, run=run, bar=bar, done=done):
+                bars.update(bar, completed=epochs)
+                bars.update(whole, completed=done + run.work * epochs / run.recipe.epochs)
+
+            failure = train(run, settings, watch)
+            record = None if failure else run.record(say)
+            if record is None:
+                failed.append(run)
+                say(f"{place}: failed: {failure or 'no record'} ({run.folder / LOG})")
+            else:
+                say(f"{place}: {outcome(record)}")
+            done += run.work
+            bars.update(whole, completed=done)
+            bars.remove_task(bar)
+    return failed
+
+
+def outcome(record):
+    """What came of a run, in words.
+
+    Args:
+        record: of the run.
+    """
+    metrics, seconds = record["metrics"], record["wall_seconds"]
+    if metrics["diverged_epoch"] is not None:
+        return f"diverged at epoch {metrics['diverged_epoch']}, {seconds:.0f} s"
+    return f"{100 * metrics['test_accuracy']:.2f} %, {seconds:.0f} s"

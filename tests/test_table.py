@@ -1,0 +1,297 @@
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from noisylb import app
+from rich.console import Console
+from scipy import special
+from typer.testing import CliRunner
+
+from keras_noisylb.paper import accuracy, estimate, plan, queue, recipes, worker
+from keras_noisylb.paper.protocol import PRESETS, Preset
+from keras_noisylb.paper.records import CompareError
+
+ROW, EPOCHS = "small-mlp", 4
+REGIMES = ("lb", "lb-diagonal")
+
+
+def small(regime):
+    return dataclasses.replace(
+        recipes.RECIPES[f"mnist-mlp/{regime}"],
+        row=ROW, dataset="fashion_mnist_small", large_batch_size=256, small_batch_size=32,
+        ghost_batch_size=32, learning_rate=0.01,
+    )  # fmt: skip
+
+
+def add_small(setitem=dict.__setitem__):
+    """A row that trains in seconds; the processes of the queue know no row by its name."""
+    setitem(recipes.TABLES, "2", ((ROW,), REGIMES))
+    for regime in REGIMES:
+        setitem(recipes.RECIPES, f"{ROW}/{regime}", small(regime))
+    setitem(PRESETS, "tiny", Preset("tiny", epochs=EPOCHS / 200, train_size=512))
+
+
+@pytest.fixture
+def small_row(monkeypatch):
+    add_small(monkeypatch.setitem)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def table(output, *arguments):
+    common = ("--preset", "tiny", "--seeds", "1", "--output", str(output))
+    return CliRunner().invoke(app, ["table", "2", *common, *arguments])
+
+
+def wait(condition):
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def running(process):
+    with contextlib.suppress(OSError):
+        return (
+            pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    return False
+
+
+def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
+    """kill -9 of the command within the second run; then a record that was damaged since."""
+    code = "import sys, noisylb, test_table; test_table.add_small(); noisylb.main()"
+    common = ("--preset", "tiny", "--seeds", "1", "--output", str(tmp_path))
+    folder = tmp_path / "tiny" / ROW
+    first, second = (folder / f"{regime}-seed0" for regime in REGIMES)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "table", "2", *common],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+    ) as command:
+        wait(lambda: command.poll() is not None or list(second.glob("checkpoint*")))
+        children = pathlib.Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text()
+        command.kill()
+    assert command.returncode == -9
+    wait(lambda: not any(running(child) for child in children.split()))
+    before = (first / "run.json").read_bytes()
+    assert not (second / "run.json").exists()
+    done = plan.Run(small("lb-diagonal"), second).epochs_done()
+    assert 1 <= done < EPOCHS
+
+    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    result = table(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "2 runs, 1 of them finished before." in result.output
+    assert f"[1/1] {ROW}/lb-diagonal, seed 0: " in result.output
+    assert f"Continues after epoch {done}." in (second / "log.txt").read_text()
+    assert (first / "run.json").read_bytes() == before
+    for run in (first, second):
+        files = {path.name for path in run.iterdir()}
+        assert files == {"config.json", "run.json", "model.keras", "log.txt"}
+    record = json.loads((second / "run.json").read_text())
+    assert set(record) == {*plan.KEYS, "settings"}
+    assert record["config"]["learning_rate"] == 0.01 and record["seed"] == 0
+    assert len(record["history"]["epochs"]) == EPOCHS and record["history"]["noise_steps"] == 2
+    assert record["versions"]["keras"] and record["device"]
+    assert record["wall_seconds"] > record["metrics"]["seconds"]
+    percent = 100 * record["metrics"]["test_accuracy"]
+    assert f"{percent:.2f}" in result.output
+    assert f"| {percent:.2f} | 1 |" in (tmp_path / "tiny" / "table2.md").read_text()
+
+    damaged = (second / "run.json").read_bytes()[:1000]
+    (second / "run.json").write_bytes(damaged)
+    said = []
+    runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
+    assert [run.folder for run in queue.prepare(runs, {}, said.append)] == [second]
+    assert said[0] == (
+        f"{second / 'run.json'} cannot be read; it was renamed to run.json.corrupt and its run "
+        "starts again."
+    )
+    assert (second / "run.json.corrupt").read_bytes() == damaged
+    assert (first / "run.json").read_bytes() == before
+
+
+def test_missing_data_is_said_before_anything_is_written(tmp_path, small_row):
+    result = table(tmp_path / "out", "--data-dir", str(tmp_path / "nothing"))
+    assert result.exit_code == 2
+    assert "No prepared copy of fashion_mnist_small in" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_recipes_is_refused(tmp_path, small_row, monkeypatch):
+    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
+    assert queue.prepare(runs, {}, print) == runs
+    changed = dataclasses.replace(small("lb"), learning_rate=0.02)
+    monkeypatch.setitem(recipes.RECIPES, f"{ROW}/lb", changed)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CompareError, match=r"learning_rate \(there 0.01, now 0.02\)"):
+        queue.prepare(plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1), {}, print)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, small_row, monkeypatch):
+    def train(run, settings, watch):
+        watch(1)
+        if run.recipe.regime == "lb":
+            return "no luck"
+        (run.folder / plan.RUN).write_text(json.dumps(record(run, 0.5)))
+
+    monkeypatch.setattr(queue, "train", train)
+    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    result = table(tmp_path)
+    assert result.exit_code == 2
+    assert f"[1/2] {ROW}/lb, seed 0: failed: no luck" in result.output
+    assert f"[2/2] {ROW}/lb-diagonal, seed 0: 50.00 %" in result.output
+    assert "1 failed: small-mlp/lb, seed 0" in result.stderr and "tries them again" in result.stderr
+    lines = list(csv.DictReader((tmp_path / "tiny" / "table2.csv").open()))
+    assert [line["mean"] for line in lines] == ["", "50.0"]
+
+
+def test_why_a_process_ended():
+    assert "out" in queue.reason(-9, io.BytesIO()) and "--num-microbatches" in queue.reason(
+        -9, None
+    )
+    assert (
+        queue.reason(1, io.BytesIO(b"Traceback\n  line\nValueError: bad\n\n")) == "ValueError: bad"
+    )
+    assert queue.reason(3, io.BytesIO()) == "its process ended with code 3."
+
+
+def test_the_plan():
+    runs = plan.plan("3", PRESETS["paper"], "there", rows="cifar10-vgg16", regimes="lb,sb", seeds=2)
+    assert [run.title for run in runs] == [
+        f"cifar10-vgg16/{regime}, seed {seed}" for seed in (0, 1) for regime in ("sb", "lb")
+    ]
+    assert runs[1].folder == pathlib.Path("there/paper/cifar10-vgg16/lb-seed0")
+    assert len(plan.plan("2", PRESETS["quick"], "there")) == 9 * 6 * 3
+    assert len(plan.plan("3", PRESETS["quick"], "there", seeds=1)) == 4 * 9
+    for arguments, words in (
+        ({"table": "4"}, "TABLE received '4', expected 2 or 3"),
+        ({"rows": "mnist"}, "--rows received 'mnist', expected names of cifar10-vgg16"),
+        ({"regimes": ""}, "--regimes received ''"),
+        ({"seeds": 0}, "--seeds received 0"),
+    ):
+        with pytest.raises(CompareError, match=words.split("'")[0]) as error:
+            plan.plan(**{"table": "3", "preset": PRESETS["quick"], "output": "", **arguments})
+        assert words in str(error.value)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, small_row, monkeypatch):
+    timing = {"seconds": {32: 1.0, 128: 4.0}, "device": "an abacus"}
+    monkeypatch.setattr(estimate, "time_row", lambda row: timing)
+    result = table(tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"{ROW}/lb-diagonal, seed 0" in result.output and "0 of 4" in result.output
+    assert "2 runs, about" in result.output and "an abacus" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_estimate_is_a_straight_line(capsys):
+    scaled = Preset("one", epochs=1 / 200).scale(recipes.RECIPES["mnist-mlp/lb"])
+    looks = 10_000 * 0.001 / 3
+    seconds = estimate.predict(scaled, {100: 0.6, 300: 0.8})  # 0.5 + 0.001 for each example
+    assert seconds == pytest.approx(15 * 0.5 + 60 + looks)
+    noisy = dataclasses.replace(scaled, regime="lb-diagonal", noise_epochs=0.25)
+    assert estimate.predict(noisy, {100: 0.6, 300: 0.8}) == pytest.approx(67.5 * 1.1 + looks)
+    change = dataclasses.replace(scaled, regime="sb")
+    assert estimate.predict(change, {100: 0.6, 300: 0.8}) == pytest.approx(469 * 0.5 + 60 + looks)
+    worker.measure(json.dumps(small("lb").to_dict()))
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(answer["seconds"]) == ["32", "128"] and min(answer["seconds"].values()) > 0
+
+
+def test_welch_by_hand():
+    first, second = [93.1, 92.7, 93.4], [91.9, 92.5, 91.2, 91.6]
+    parts = [np.var(x, ddof=1) / len(x) for x in (first, second)]
+    t = (np.mean(first) - np.mean(second)) / sum(parts) ** 0.5
+    df = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
+    p = special.betainc(df / 2, 0.5, df / (df + t**2)) / 2
+    assert accuracy.welch(first, second) == pytest.approx((t, df, p))
+    assert accuracy.welch(second, first) == pytest.approx((-t, df, 1 - p))
+    assert accuracy.welch([1.0], second) is None
+    assert accuracy.welch([1.0, 1.0], [0.0, 0.0]) is None
+
+
+def record(run, test_accuracy, diverged=None):
+    metrics = {"test_accuracy": test_accuracy, "diverged_epoch": diverged}
+    rest = {"versions": {}, "seed": 0, "device": "", "wall_seconds": 1.0, "history": {}}
+    return {"config": run.recipe.to_dict(), "metrics": metrics, **rest}
+
+
+def test_markdown_and_csv():
+    runs = plan.plan(
+        "2",
+        PRESETS["paper"],
+        "",
+        rows="cifar10-resnet44",
+        regimes="lb,lb-trace,lb-diagonal,lb-full-split",
+    )
+    found = {
+        "lb": (0.919, 0.920, 0.918),
+        "lb-trace": (0.92, None, 0.92),
+        "lb-diagonal": (0.928, 0.930, 0.929),
+    }
+    taken = [
+        record(run, accuracies[run.recipe.seeds[0]], None if accuracies[run.recipe.seeds[0]] else 7)
+        if (accuracies := found.get(run.recipe.regime))
+        else None
+        for run in runs
+    ]
+    lines = accuracy.summarize(runs, taken)
+    words = accuracy.caption("2", PRESETS["paper"])
+    text = accuracy.to_markdown(lines, words)
+    row = "| cifar10-resnet44 |"
+    _, _, p = accuracy.welch([92.8, 93.0, 92.9], [91.9, 92.0, 91.8])
+    assert text.splitlines()[2:6] == [
+        f"{row} LB | 91.90 ± 0.10 | 3 | 91.93 | -0.03 |  |",
+        f"{row} LB + Fisher trace | 92.00 ± 0.00 (1 diverged) | 2 | 92.33 | -0.33 |  |",
+        f"{row} LB + diagonal Fisher | 92.90 ± 0.10 | 3 | 92.88 | +0.02 | yes, p = {p:.2g} |",
+        f"{row} LB + full, split | – | 0 | 93.22 | – |  |",
+    ]
+    assert text.endswith(f"\n\n{words}\n") and "Welch" in words and "at the paper's size" in words
+    assert "preset quick: 0.1 of the epochs and 10000" in accuracy.caption("2", PRESETS["quick"])
+    by_regime = {
+        line["regime"]: line for line in csv.DictReader(io.StringIO(accuracy.to_csv(lines)))
+    }
+    diagonal = by_regime["lb-diagonal"]
+    assert float(diagonal["mean"]) == pytest.approx(92.9)
+    assert float(diagonal["std"]) == pytest.approx(0.1)
+    assert float(diagonal["welch_t"]) == pytest.approx(1.0 / (2 * 0.01 / 3) ** 0.5)
+    assert float(diagonal["welch_df"]) == pytest.approx(4)
+    assert diagonal["beats_lb"] == "True" and by_regime["lb"]["beats_lb"] == ""
+    assert by_regime["lb-trace"]["diverged"] == "1"
+    one = accuracy.summarize(runs[:4], taken[:4])  # one seed
+    assert accuracy.cells(one)[1][2][2:] == ("92.80", "1", "92.88", "-0.08", "–")
+
+
+def test_the_progress_is_shown_on_a_terminal(tmp_path, small_row, monkeypatch):
+    def train(run, settings, watch):
+        watch(4)
+        return "no luck"
+
+    monkeypatch.setattr(queue, "train", train)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
+    assert queue.work(runs, {}, console) == runs
+    assert "left" in screen.getvalue() and "[2/2]" in screen.getvalue()
+
+
+def test_the_commands_load_no_framework():
+    code = (
+        "import sys, noisylb.table_commands; "
+        "print({'keras', 'tensorflow', 'keras_noisylb'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
