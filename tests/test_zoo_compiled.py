@@ -77,7 +77,6 @@ def test_a_compiled_step_computes_what_the_step_computes(name, noise, float64, r
     plain = tf.function(step, autograph=False)(x, y)
     compiled = tf.function(step, autograph=False, jit_compile=True)(x, y)
     for a, b in zip(compiled[:3], plain[:3], strict=True):
-        oracle.assert_close(
-            numbers(a), numbers(b), rtol=1e-6
-        )  # the halves of split are weighted in float32
+        # No less: the halves of split are weighted in float32.
+        oracle.assert_close(numbers(a), numbers(b), rtol=1e-6)
     assert all(np.all(np.isfinite(n)) for n in numbers(compiled[3]))
