@@ -73,7 +73,7 @@ def make(number, preset, command, say):
     result = {
         "figure": number,
         "command": found["command"] if found else command,
-        "options": options,
+        "options": {name: value for name, value in options.items() if name not in UNCOMPARED},
         "versions": found["versions"] if found else records.versions(),
         "claims": figure.verdict(numbers),
         "numbers": numbers,
