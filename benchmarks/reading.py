@@ -1,0 +1,133 @@
+"""Which reading of the method closes the gap: one small training per call, or their table.
+
+    python benchmarks/reading.py train --regime lb-diagonal --conv exact --multiplier 0.3 --rate 0.2
+    python benchmarks/reading.py table > docs/records/reading/table.md
+
+A ResNet8 with ghost batch normalisation on a part of CIFAR-10 that it fits. The accuracy is that
+on 5,000 images held out from the *training* set. Beside it, at the end of every epoch, the squared
+norm of the kernels, to whose scale batch normalisation makes the network blind, and the effective
+learning rate, rate / ‖w‖², by which their direction moves. A record that is there is not made anew.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "records" / "reading"
+HELD_OUT = 0.1  # of the 50,000 training images
+
+
+def name(options):
+    """The file of a training, by what it was trained with."""
+    parts = [options.regime]
+    if options.regime.startswith("lb-"):
+        parts += [f"lambda{options.multiplier:g}"]
+    if options.regime == "lb-diagonal":
+        parts += [options.conv]
+    if options.placement != "gradient":
+        parts += [options.placement]
+    return "-".join([*parts, f"rate{options.rate:g}", f"seed{options.seed}"]) + ".json"
+
+
+def train(options):
+    """Train once and write the record."""
+    path = FOLDER / name(options)
+    if path.exists():
+        print(f"{path.name}: finished before")
+        return
+    import keras
+    from noisylb.options import Options
+
+    from keras_noisylb.paper import records, regimes, runs, splits
+    from keras_noisylb.paper.compare import builder
+
+    chosen = Options(
+        regimes=options.regime, model="resnet8", dataset="cifar10", data_dir=options.data_dir,
+        large_batch_size=512, small_batch_size=32, epochs=options.epochs,
+        learning_rate=f"{options.regime}={options.rate}", conv=options.conv,
+        multiplier=options.multiplier, placement=options.placement, train_size=8192,
+        validation_fraction=HELD_OUT, seeds=f"{options.seed},", quiet=True,
+    )  # fmt: skip
+    data = splits.load(chosen)
+    regime, rate = regimes.choose(chosen)[options.regime]
+    keras.utils.set_random_seed(options.seed)
+    network = builder(chosen, data.num_classes, data.x_train.shape[1:])()
+    model, _ = runs.compiled(network, regime, rate, chosen, len(data.x_train), options.seed)
+    batch_size = chosen.small_batch_size if regime.batch == "small" else chosen.large_batch_size
+    batches = data.batches(batch_size, options.seed, augment=False)
+    kernels = [v for v in network.trainable_variables if v.name == "kernel"][:-1]  # not the logits'
+    epochs = []
+
+    def look(epoch, logs):
+        squares = sum(float(keras.ops.sum(keras.ops.square(kernel))) for kernel in kernels)
+        now = float(model.optimizer.learning_rate)
+        epochs.append({
+            "loss": logs["loss"], "accuracy": logs["accuracy"], "kernel_norm_squared": squares,
+            "effective_rate": now / squares,
+        })  # fmt: skip
+        if not math.isfinite(logs["loss"]):
+            model.stop_training = True
+
+    model.fit(
+        batches, shuffle=False, epochs=chosen.epochs, verbose=0,
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: batches.start(epoch), on_epoch_end=look
+            )
+        ],
+    )  # fmt: skip
+    results = {}
+    for part, x, y in (("train", data.x_train, data.y_train), ("held_out", data.x_test, data.y_test)):
+        loss, accuracy = model.evaluate(x, y, batch_size=1000, verbose=0)
+        results |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
+    options_kept = chosen.resolved()
+    for local in ("data_dir", "output", "quiet"):
+        del options_kept[local]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    record = {"options": options_kept, "versions": records.versions(), **results, "epochs": epochs}
+    records.write_json(path, record, indent=None)
+    print(f"{path.name}: {100 * results['held_out_accuracy']:.2f} %", flush=True)
+
+
+def table(_):
+    """Print the table of all records."""
+    print("| training | train loss | train % | held-out % | ‖w‖², ¼ → end | rate/‖w‖² after ¼, 10⁻³ |")
+    print("|---|---|---|---|---|---|")
+    for path in sorted(FOLDER.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        epochs = record["epochs"]
+        quarter = epochs[len(epochs) // 4]
+        print(
+            f"| {path.stem} | {record['train_loss'] or math.nan:.4f} | "
+            f"{100 * record['train_accuracy']:.2f} | {100 * record['held_out_accuracy']:.2f} | "
+            f"{quarter['kernel_norm_squared']:.0f} → {epochs[-1]['kernel_norm_squared']:.0f} | "
+            f"{1e3 * quarter['effective_rate']:.2f} |"
+        )
+
+
+def main():
+    """Train once, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    jobs = parser.add_subparsers(required=True)
+    training = jobs.add_parser("train")
+    training.set_defaults(job=train)
+    training.add_argument("--regime", required=True)
+    training.add_argument("--rate", type=float, required=True)
+    training.add_argument("--conv", default="exact", choices=["exact", "uncorrelated"])
+    training.add_argument("--multiplier", type=float, default=1.0)
+    training.add_argument("--placement", default="gradient", choices=["gradient", "update"])
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--epochs", type=int, default=30)
+    training.add_argument("--data-dir")
+    jobs.add_parser("table").set_defaults(job=table)
+    options = parser.parse_args()
+    options.job(options)
+
+
+if __name__ == "__main__":
+    main()
