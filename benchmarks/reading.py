@@ -82,7 +82,10 @@ def train(options):
         ],
     )  # fmt: skip
     results = {}
-    for part, x, y in (("train", data.x_train, data.y_train), ("held_out", data.x_test, data.y_test)):
+    for part, x, y in (
+        ("train", data.x_train, data.y_train),
+        ("held_out", data.x_test, data.y_test),
+    ):
         loss, accuracy = model.evaluate(x, y, batch_size=1000, verbose=0)
         results |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
     options_kept = chosen.resolved()
@@ -96,7 +99,9 @@ def train(options):
 
 def table(_):
     """Print the table of all records."""
-    print("| training | train loss | train % | held-out % | ‖w‖², ¼ → end | rate/‖w‖² after ¼, 10⁻³ |")
+    print(
+        "| training | train loss | train % | held-out % | ‖w‖², ¼ → end | rate/‖w‖² after ¼, 10⁻³ |"
+    )
     print("|---|---|---|---|---|---|")
     for path in sorted(FOLDER.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))

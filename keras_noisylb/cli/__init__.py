@@ -158,4 +158,4 @@ def main():
     app()
 
 
-from noisylb import figure_command, table_commands  # noqa: F401 -- they need what is above
+from noisylb import figure_command, table_commands, tune_command  # noqa: F401 -- they need what is above

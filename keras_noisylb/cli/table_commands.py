@@ -16,10 +16,16 @@ ROWS = Annotated[str | None, typer.Option(help="Rows, separated by commas (all).
 REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas (all).")]
 SEEDS = Annotated[int, typer.Option(help="Number of seeds, counted from 0.")]
 PRESET = Annotated[
-    str, typer.Option(help="Size: quick (a tenth of the epochs, 10,000 images) or paper.")
+    str,
+    typer.Option(
+        help="Size: probe (5 epochs), short (15), quick (20 and 10,000 images) or paper (200)."
+    ),
 ]
 DATA_DIR = Annotated[str | None, typer.Option(help="Folder of the prepared TFDS data sets.")]
 CHUNKS = Annotated[int | None, typer.Option(help="Chunks that each large batch is computed in.")]
+RATES = Annotated[
+    str | None, typer.Option(help="File of learning rates that `noisylb tune` has written.")
+]
 OUTPUT = Annotated[str, typer.Option(help="Folder of the results; continues what lies there.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and about its time only.")]
 
@@ -118,6 +124,7 @@ def table(
     preset: PRESET = "quick",
     data_dir: DATA_DIR = None,
     num_microbatches: CHUNKS = None,
+    rates: RATES = None,
     output: OUTPUT = "results/tables",
     dry_run: DRY_RUN = False,
 ):
@@ -131,38 +138,62 @@ def table(
         preset: name of the size.
         data_dir: folder of the prepared data sets.
         num_microbatches: chunks of a large batch.
+        rates: file of learning rates in place of the recipes'.
         output: folder of the results.
         dry_run: whether to plan only.
-
     """
     size, console = preset_named(preset), Console()
+    folder = pathlib.Path(output) / size.name
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
 
     def repeat(queue):
+        from keras_noisylb.paper import accuracy, tuning
         from keras_noisylb.paper.plan import plan
 
-        runs = plan(number, size, output, rows, regimes, seeds)
+        found = tuning.read(rates) if rates else {}
+        runs = plan(number, size, output, rows, regimes, seeds, found)
+        names = dict.fromkeys(run.recipe.name for run in runs)
+        if rates and not found.keys() >= names.keys():
+            without = ", ".join(name for name in names if name not in found)
+            typer.echo(f"{rates} has no rate of {without}: the recipe's is taken.")
         if dry_run:
             show_plan(runs, console)
             return
-        left = queue.prepare(runs, settings, typer.echo)
-        try:
-            failed = queue.work(left, settings, console)
-        finally:
-            report(number, size, runs, pathlib.Path(output) / size.name, console)
-        if failed:
-            names = ", ".join(run.title for run in failed)
-            fail(f"{len(failed)} failed: {names}. The same command tries them again.")
+        words = accuracy.caption(number, size, bool(rates))
+        do(queue, runs, settings, console, lambda: report(number, words, runs, folder, console))
 
     work("queue", repeat, output)
 
 
-def report(number, preset, runs, folder, console):
+def do(queue, runs, settings, console, report):
+    """Train what is left, and report also where that is interrupted.
+
+    Args:
+        queue: the module `keras_noisylb.paper.queue`.
+        runs: list of `Run`.
+        settings: dictionary of the arguments of `Recipe.options`.
+        console: where progress is shown.
+        report: function without arguments.
+
+    Raises:
+        typer.Exit: if a run failed.
+    """
+    left = queue.prepare(runs, settings, typer.echo)
+    try:
+        failed = queue.work(left, settings, console)
+    finally:
+        report()
+    if failed:
+        names = ", ".join(run.title for run in failed)
+        fail(f"{len(failed)} failed: {names}. The same command tries them again.")
+
+
+def report(number, words, runs, folder, console):
     """Write and show the table of what is finished, if anything is.
 
     Args:
         number: of the table.
-        preset: the `Preset`.
+        words: its caption.
         runs: list of `Run`.
         folder: `pathlib.Path` that it is written to.
         console: where it is shown.
@@ -173,12 +204,11 @@ def report(number, preset, runs, folder, console):
     if not any(found):
         return
     lines = accuracy.summarize(runs, found)
-    words = accuracy.caption(number, preset)
     paths = folder / f"table{number}.md", folder / f"table{number}.csv"
     records.write_text(paths[0], accuracy.to_markdown(lines, words))
     records.write_text(paths[1], accuracy.to_csv(lines))
     header, rows = accuracy.cells(lines)
-    console.print(grid(header, rows, right=range(2, 6), caption=words))
+    console.print(grid(header, rows, right=range(2, 7), caption=words))
     console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)
 
 

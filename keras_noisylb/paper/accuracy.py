@@ -12,8 +12,8 @@ from keras_noisylb.paper.regimes import REGIMES
 LEVEL = 0.05
 TESTED = ("lb-diagonal", "lb-diagonal-split")  # against LB
 FIELDS = (
-    "row", "dataset", "model", "regime", "seeds", "diverged", "mean", "std", "paper", "difference",
-    "welch_t", "welch_df", "welch_p", "beats_lb",
+    "row", "dataset", "model", "regime", "rate", "seeds", "diverged", "mean", "std", "paper",
+    "difference", "welch_t", "welch_df", "welch_p", "beats_lb",
 )  # fmt: skip
 
 
@@ -66,7 +66,8 @@ def summarize(runs, records):
         _, others, _ = found.get((row, "lb"), (None, [], []))
         test = welch(accuracies, others) if regime in TESTED else None
         values = (
-            row, recipe.dataset, recipe.model, regime, len(percent), len(diverged), mean,
+            row, recipe.dataset, recipe.model, regime, recipe.learning_rate, len(percent),
+            len(diverged), mean,
             float(np.std(percent, ddof=1)) if len(percent) > 1 else None, paper,
             mean - paper if known else None, *(test or (None, None, None)),
             test[2] < LEVEL if test else None,
@@ -104,7 +105,7 @@ def cells(lines):
     def show(value, form):
         return "–" if value is None else format(value, form)
 
-    header = ("row", "regime", "ours, %", "seeds", "paper, %", "difference", "beats LB?")
+    header = ("row", "regime", "rate", "ours, %", "seeds", "paper, %", "difference", "beats LB?")
     rows = []
     for line in lines:
         ours = show(line["mean"], ".2f")
@@ -120,16 +121,27 @@ def cells(lines):
         title = REGIMES[line["regime"]].title
         difference = show(line["difference"], "+.2f")
         paper = show(line["paper"], ".2f")
-        rows.append((line["row"], title, ours, str(line["seeds"]), paper, difference, verdict))
+        rate = f"{line['rate']:g}"
+        rows.append((
+            line["row"],
+            title,
+            rate,
+            ours,
+            str(line["seeds"]),
+            paper,
+            difference,
+            verdict,
+        ))
     return header, rows
 
 
-def caption(table, preset):
+def caption(table, preset, tuned):
     """What the table shows, in words.
 
     Args:
         table: "2" or "3".
         preset: the `Preset` of the runs.
+        tuned: whether the learning rates were given in place of the recipes'.
 
     Returns:
         A string.
@@ -137,13 +149,14 @@ def caption(table, preset):
     size = "at the paper's size"
     if preset.name != "paper":
         size = (
-            f"preset {preset.name}: {preset.epochs:g} of the epochs and {preset.train_size} "
-            "training images, so the paper's numbers are no target"
+            f"preset {preset.name}: {preset.epochs:g} of the epochs and "
+            f"{preset.train_size or 'all'} training images, so the paper's numbers are no target"
         )
     return (
-        f"Table {table}, {size}. ours: test accuracy after the last epoch, mean ± standard "
-        "deviation over the seeds that did not diverge. beats LB?: Welch's test, one-sided, at "
-        f"{LEVEL:.0%}; it needs two seeds."
+        f"Table {table}, {size}. rate: peak learning rate, "
+        f"{'as given by --rates' if tuned else 'of the recipe'}. ours: test accuracy after the "
+        "last epoch, mean ± standard deviation over the seeds that did not diverge. beats LB?: "
+        f"Welch's test, one-sided, at {LEVEL:.0%}; it needs two seeds."
     )
 
 

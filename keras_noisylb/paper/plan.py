@@ -22,7 +22,8 @@ def examples(recipe):
     Args:
         recipe: a `Recipe`.
     """
-    return recipe.train_size or EXAMPLES.get(recipe.dataset, 10_000)
+    whole = EXAMPLES.get(recipe.dataset, 10_000)
+    return recipe.train_size or round(whole * (1 - (recipe.validation_fraction or 0)))
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,28 @@ class Run:
     folder: pathlib.Path
 
     @classmethod
-    def of(cls, recipe, seed, output):
+    def of(cls, recipe, seed, output, label=""):
         """The run of a recipe.
 
         Args:
             recipe: a `Recipe`, at the size of the preset.
             seed: of the run.
             output: `pathlib.Path` of all runs of that preset.
+            label: what the folder is told apart by from others of the same regime and seed.
 
         Returns:
             A `Run`.
         """
         # Where the values are from does not change a run.
         one = dataclasses.replace(recipe, seeds=(seed,), sources=())
-        return cls(one, output / recipe.row / f"{recipe.regime}-seed{seed}")
+        return cls(one, output / recipe.row / f"{recipe.regime}{label}-seed{seed}")
 
     @property
     def title(self):
         """What the run is called."""
-        return f"{self.recipe.name}, seed {self.recipe.seeds[0]}"
+        return (
+            f"{self.recipe.name}, rate {self.recipe.learning_rate:g}, seed {self.recipe.seeds[0]}"
+        )
 
     @property
     def work(self):
@@ -114,7 +118,44 @@ def chosen(flag, text, known):
     return tuple(name for name in known if name in names)
 
 
-def plan(table, preset, output, rows=None, regimes=None, seeds=3):
+def cells(table, preset, rows=None, regimes=None):
+    """The recipes of a table at the size of a preset, in the order of its rows.
+
+    Args:
+        table: "2" or "3".
+        preset: a `Preset`.
+        rows: names of its rows, separated by commas; `None` for all.
+        regimes: names of its regimes, likewise.
+
+    Returns:
+        List of `Recipe`.
+
+    Raises:
+        CompareError: if there is no such table, row or regime.
+    """
+    if table not in TABLES:
+        raise CompareError(f"TABLE received {table!r}, expected 2 or 3. Choose one of them.")
+    known_rows, known_regimes = TABLES[table]
+    rows = chosen("--rows", rows, known_rows)
+    regimes = chosen("--regimes", regimes, known_regimes)
+    return [preset.scale(RECIPES[f"{row}/{regime}"]) for row in rows for regime in regimes]
+
+
+def seed_range(seeds):
+    """The seeds of so many runs.
+
+    Args:
+        seeds: their number.
+
+    Raises:
+        CompareError: if there would be none.
+    """
+    if seeds < 1:
+        raise CompareError(f"--seeds received {seeds}, expected 1 or more. Change --seeds.")
+    return range(seeds)
+
+
+def plan(table, preset, output, rows=None, regimes=None, seeds=3, rates=None):
     """The runs of a table, in their order: all cells with one seed, then with the next.
 
     Args:
@@ -124,6 +165,7 @@ def plan(table, preset, output, rows=None, regimes=None, seeds=3):
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
         seeds: number of seeds, counted from 0.
+        rates: dictionary of recipe names to peak learning rates; the others keep the recipe's.
 
     Returns:
         List of `Run`.
@@ -131,17 +173,14 @@ def plan(table, preset, output, rows=None, regimes=None, seeds=3):
     Raises:
         CompareError: if there is no such table, row or regime.
     """
-    if table not in TABLES:
-        raise CompareError(f"TABLE received {table!r}, expected 2 or 3. Choose one of them.")
-    if seeds < 1:
-        raise CompareError(f"--seeds received {seeds}, expected 1 or more. Change --seeds.")
-    known_rows, known_regimes = TABLES[table]
-    rows = chosen("--rows", rows, known_rows)
-    regimes = chosen("--regimes", regimes, known_regimes)
-    folder = pathlib.Path(output) / preset.name
-    return [
-        Run.of(preset.scale(RECIPES[f"{row}/{regime}"]), seed, folder)
-        for seed in range(seeds)
-        for row in rows
-        for regime in regimes
-    ]
+    folder, rates = pathlib.Path(output) / preset.name, rates or {}
+    recipes = []
+    for recipe in cells(table, preset, rows, regimes):
+        small = recipe.small_learning_rate
+        recipe = dataclasses.replace(
+            recipe,
+            learning_rate=rates.get(recipe.name, recipe.learning_rate),
+            small_learning_rate=small and rates.get(f"{recipe.row}/sb", small),
+        )
+        recipes.append(recipe)
+    return [Run.of(recipe, seed, folder) for seed in seed_range(seeds) for recipe in recipes]

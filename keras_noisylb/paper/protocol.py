@@ -54,6 +54,8 @@ class Recipe:
         multiplier: λ, by which the noise is multiplied.
         sigma: σ of multiplicative noise.
         damping: of the Kronecker factors.
+        validation_fraction: part of the training set that is held out, and reported on in place of
+            the test set, while something is tuned.
         epochs: of the training.
         seeds: of the runs that are averaged.
         sources: a `Source` for every field that is not `None`, names apart.
@@ -95,6 +97,7 @@ class Recipe:
     multiplier: float | None = None
     sigma: float | None = None
     damping: float | None = None
+    validation_fraction: float | None = None
     sources: tuple = ()
 
     def __post_init__(self):
@@ -167,6 +170,7 @@ class Recipe:
             l2=self.weight_decay / 2,  # the gradient of l2 |w|² is 2 l2 w
             augment=self.augment,
             train_size=self.train_size,
+            validation_fraction=self.validation_fraction or 0.0,
             seeds=f"{seed},",
             quiet=True,
             **given,
@@ -218,6 +222,8 @@ class Preset:
 
 
 PRESETS = {
+    "probe": Preset("probe", epochs=0.025),
     "quick": Preset("quick", epochs=0.1, train_size=10_000),
+    "short": Preset("short", epochs=0.075),
     "paper": Preset("paper"),
 }
