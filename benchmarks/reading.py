@@ -50,7 +50,7 @@ def train(options):
         regimes=options.regime, model="resnet8", dataset="cifar10", data_dir=options.data_dir,
         large_batch_size=512, small_batch_size=32, epochs=options.epochs,
         learning_rate=f"{options.regime}={options.rate}", conv=options.conv,
-        multiplier=options.multiplier, placement=options.placement, train_size=8192,
+        multiplier=options.multiplier, placement=options.placement, train_size=4096,
         validation_fraction=HELD_OUT, seeds=f"{options.seed},", quiet=True,
     )  # fmt: skip
     data = splits.load(chosen)
@@ -127,7 +127,7 @@ def main():
     training.add_argument("--multiplier", type=float, default=1.0)
     training.add_argument("--placement", default="gradient", choices=["gradient", "update"])
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--epochs", type=int, default=30)
+    training.add_argument("--epochs", type=int, default=60)
     training.add_argument("--data-dir")
     jobs.add_parser("table").set_defaults(job=table)
     options = parser.parse_args()
