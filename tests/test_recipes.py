@@ -179,7 +179,10 @@ def test_the_command_lists_and_prints(monkeypatch):
     assert "10000" in lines["train_size"] and "the preset" in lines["train_size"]
     for arguments, word in (
         (["cifar10-resnet44/lbb"], "NAME received 'cifar10-resnet44/lbb', expected a row and"),
-        (["--preset", "huge"], "--preset received 'huge', expected quick or paper"),
+        (
+            ["--preset", "huge"],
+            "--preset received 'huge', expected one of probe, quick, short, paper",
+        ),
     ):
         result = CliRunner().invoke(app, ["recipes", *arguments])
         assert result.exit_code == 2 and word in result.stderr

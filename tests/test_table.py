@@ -249,18 +249,20 @@ def test_markdown_and_csv():
         for run in runs
     ]
     lines = accuracy.summarize(runs, taken)
-    words = accuracy.caption("2", PRESETS["paper"])
+    words = accuracy.caption("2", PRESETS["paper"], tuned=False)
     text = accuracy.to_markdown(lines, words)
     row = "| cifar10-resnet44 |"
     _, _, p = accuracy.welch([92.8, 93.0, 92.9], [91.9, 92.0, 91.8])
     assert text.splitlines()[2:6] == [
-        f"{row} LB | 91.90 ± 0.10 | 3 | 91.93 | -0.03 |  |",
-        f"{row} LB + Fisher trace | 92.00 ± 0.00 (1 diverged) | 2 | 92.33 | -0.33 |  |",
-        f"{row} LB + diagonal Fisher | 92.90 ± 0.10 | 3 | 92.88 | +0.02 | yes, p = {p:.2g} |",
-        f"{row} LB + full, split | – | 0 | 93.22 | – |  |",
+        f"{row} LB | 3.2 | 91.90 ± 0.10 | 3 | 91.93 | -0.03 |  |",
+        f"{row} LB + Fisher trace | 1.6 | 92.00 ± 0.00 (1 diverged) | 2 | 92.33 | -0.33 |  |",
+        f"{row} LB + diagonal Fisher | 1.6 | 92.90 ± 0.10 | 3 | 92.88 | +0.02 | yes, p = {p:.2g} |",
+        f"{row} LB + full, split | 1.6 | – | 0 | 93.22 | – |  |",
     ]
     assert text.endswith(f"\n\n{words}\n") and "Welch" in words and "at the paper's size" in words
-    assert "preset quick: 0.1 of the epochs and 10000" in accuracy.caption("2", PRESETS["quick"])
+    assert "preset quick: 0.1 of the epochs and 10000" in accuracy.caption(
+        "2", PRESETS["quick"], tuned=True
+    )
     by_regime = {
         line["regime"]: line for line in csv.DictReader(io.StringIO(accuracy.to_csv(lines)))
     }
@@ -272,7 +274,7 @@ def test_markdown_and_csv():
     assert diagonal["beats_lb"] == "True" and by_regime["lb"]["beats_lb"] == ""
     assert by_regime["lb-trace"]["diverged"] == "1"
     one = accuracy.summarize(runs[:4], taken[:4])  # one seed
-    assert accuracy.cells(one)[1][2][2:] == ("92.80", "1", "92.88", "-0.08", "–")
+    assert accuracy.cells(one)[1][2][2:] == ("1.6", "92.80", "1", "92.88", "-0.08", "–")
 
 
 def test_the_progress_is_shown_on_a_terminal(tmp_path, small_row, monkeypatch):

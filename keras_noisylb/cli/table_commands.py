@@ -70,7 +70,7 @@ def preset_named(name):
     except ImportError as error:
         fail(error)
     if name not in PRESETS:
-        fail(f"--preset received {name!r}, expected {' or '.join(PRESETS)}. Change --preset.")
+        fail(f"--preset received {name!r}, expected one of {', '.join(PRESETS)}. Change --preset.")
     return PRESETS[name]
 
 

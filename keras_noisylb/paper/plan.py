@@ -58,9 +58,8 @@ class Run:
     @property
     def title(self):
         """What the run is called."""
-        return (
-            f"{self.recipe.name}, rate {self.recipe.learning_rate:g}, seed {self.recipe.seeds[0]}"
-        )
+        tuned = f", rate {self.recipe.learning_rate:g}" * bool(self.recipe.validation_fraction)
+        return f"{self.recipe.name}{tuned}, seed {self.recipe.seeds[0]}"
 
     @property
     def work(self):
