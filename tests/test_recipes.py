@@ -5,12 +5,12 @@ import keras
 import numpy as np
 import pytest
 from noisylb import app
+from noisylb.protocol import PRESETS, Recipe
+from noisylb.recipes import OURS, PUBLISHED, RECIPES, TABLES
 from typer.testing import CliRunner
 
 from keras_noisylb import data, models
 from keras_noisylb.paper import runs
-from keras_noisylb.paper.protocol import PRESETS, Recipe
-from keras_noisylb.paper.recipes import OURS, PUBLISHED, RECIPES, TABLES
 from keras_noisylb.paper.regimes import REGIMES, choose
 
 # Copied from the paper: Table 2, then the columns that Table 3 adds.

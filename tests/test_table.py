@@ -11,13 +11,13 @@ import time
 
 import numpy as np
 import pytest
-from noisylb import app
+from noisylb import app, recipes
+from noisylb.protocol import PRESETS, Preset
 from rich.console import Console
 from scipy import special
 from typer.testing import CliRunner
 
-from keras_noisylb.paper import accuracy, estimate, plan, queue, recipes, worker
-from keras_noisylb.paper.protocol import PRESETS, Preset
+from keras_noisylb.paper import accuracy, estimate, plan, queue, worker
 from keras_noisylb.paper.records import CompareError
 
 ROW, EPOCHS = "small-mlp", 4
@@ -111,7 +111,7 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     (second / "run.json").write_bytes(damaged)
     said = []
     runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
-    assert [run.folder for run in queue.prepare(runs, {}, said.append)] == [second]
+    assert [run.folder for run in queue.prepare(runs, said.append)] == [second]
     assert said[0] == (
         f"{second / 'run.json'} cannot be read; it was renamed to run.json.corrupt and its run "
         "starts again."
@@ -131,13 +131,23 @@ def test_missing_data_is_said_before_anything_is_written(tmp_path, small_row):
 def test_a_folder_of_other_recipes_is_refused(tmp_path, small_row, monkeypatch):
     monkeypatch.setattr(queue, "ask", lambda *arguments: "")
     runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
-    assert queue.prepare(runs, {}, print) == runs
+    assert queue.prepare(runs, print) == runs
     changed = dataclasses.replace(small("lb"), learning_rate=0.02)
     monkeypatch.setitem(recipes.RECIPES, f"{ROW}/lb", changed)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(CompareError, match=r"learning_rate \(there 0.01, now 0.02\)"):
-        queue.prepare(plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1), {}, print)
+        queue.prepare(plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1), print)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_two_queues_in_one_folder_are_refused(tmp_path, small_row, monkeypatch):
+    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    monkeypatch.setattr(queue, "train", lambda *arguments: "not reached")
+    with queue.alone(tmp_path / "tiny"):
+        result = table(tmp_path)
+    assert result.exit_code == 2 and "being worked in by another `noisylb`" in result.stderr
+    assert [path.name for path in (tmp_path / "tiny").iterdir() if path.is_dir()] == []
+    assert "not reached" in table(tmp_path).output  # the lock has ended with the block
 
 
 def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, small_row, monkeypatch):
@@ -188,12 +198,12 @@ def test_the_plan():
 
 
 def test_a_dry_run_writes_nothing(tmp_path, small_row, monkeypatch):
-    timing = {"seconds": {32: 1.0, 128: 4.0}, "device": "an abacus"}
+    timing = {"seconds": {32: 1.0, 128: 4.0}, "start": 3600.0, "device": "an abacus"}
     monkeypatch.setattr(estimate, "time_row", lambda row: timing)
     result = table(tmp_path / "out", "--dry-run")
     assert result.exit_code == 0, result.output
     assert f"{ROW}/lb-diagonal, seed 0" in result.output and "0 of 4" in result.output
-    assert "2 runs, about" in result.output and "an abacus" in result.output
+    assert "2 runs, about 2.0 h" in result.output and "an abacus" in result.output
     assert not (tmp_path / "out").exists()
 
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 from noisylb import app
+from noisylb.protocol import PRESETS
 from test_table import REGIMES, ROW, record, small_row  # noqa: F401 -- a fixture
 from typer.testing import CliRunner
 
 from keras_noisylb import data
 from keras_noisylb.paper import plan, queue, splits, tuning
-from keras_noisylb.paper.protocol import PRESETS
 from keras_noisylb.paper.records import CompareError
 
 # Held-out accuracy by regime, rate and seed; `None` diverged.

@@ -1,11 +1,12 @@
 """The commands `recipes` and `table`."""
 
-import os
 import pathlib
 from typing import Annotated
 
 import typer
 from noisylb import app, fail, work
+from noisylb.protocol import PRESETS
+from noisylb.recipes import PUBLISHED, RECIPES
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,7 @@ def preset_named(name):
     """The preset of a name.
 
     Args:
-        name: of `keras_noisylb.paper.protocol.PRESETS`.
+        name: of `PRESETS`.
 
     Returns:
         A `Preset`.
@@ -62,13 +63,6 @@ def preset_named(name):
     Raises:
         typer.Exit: if there is none of that name.
     """
-    # The package asks for a backend as it is imported.
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        from keras_noisylb.paper.protocol import PRESETS
-    except ImportError as error:
-        fail(error)
     if name not in PRESETS:
         fail(f"--preset received {name!r}, expected one of {', '.join(PRESETS)}. Change --preset.")
     return PRESETS[name]
@@ -83,8 +77,6 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
         preset: name of the size.
     """
     scale = preset_named(preset).scale
-    from keras_noisylb.paper.recipes import PUBLISHED, RECIPES
-
     console = Console()
     if name is None:
         header = ("recipe", "batch", "rate", "decay", "epochs", "paper, %")
@@ -160,29 +152,35 @@ def table(
             show_plan(runs, console)
             return
         words = accuracy.caption(number, size, bool(rates))
-        do(queue, runs, settings, console, lambda: report(number, words, runs, folder, console))
+        do(
+            queue, runs, settings, folder, console,
+            lambda: report(number, words, runs, folder, console),
+        )  # fmt: skip
 
     work("queue", repeat, output)
 
 
-def do(queue, runs, settings, console, report):
+def do(queue, runs, settings, folder, console, report):
     """Train what is left, and report also where that is interrupted.
 
     Args:
         queue: the module `keras_noisylb.paper.queue`.
         runs: list of `Run`.
         settings: dictionary of the arguments of `Recipe.options`.
+        folder: `pathlib.Path` of all runs.
         console: where progress is shown.
         report: function without arguments.
 
     Raises:
         typer.Exit: if a run failed.
     """
-    left = queue.prepare(runs, settings, typer.echo)
-    try:
-        failed = queue.work(left, settings, console)
-    finally:
-        report()
+    queue.check_data(runs, settings)
+    with queue.alone(folder):
+        left = queue.prepare(runs, typer.echo)
+        try:
+            failed = queue.work(left, settings, console)
+        finally:
+            report()
     if failed:
         names = ", ".join(run.title for run in failed)
         fail(f"{len(failed)} failed: {names}. The same command tries them again.")
@@ -228,8 +226,9 @@ def show_plan(runs, console):
             console.print(f"Timing {recipe.row} ...")
             timings[recipe.row] = time_row(recipe.row)
         finished = run.finished()
-        needed = 0.0 if finished else predict(recipe, timings[recipe.row]["seconds"])
-        needed *= 1 - run.epochs_done() / recipe.epochs
+        timing = timings[recipe.row]
+        needed = predict(recipe, timing["seconds"]) * (1 - run.epochs_done() / recipe.epochs)
+        needed = 0.0 if finished else needed + timing["start"]
         seconds += needed
         state = "finished" if finished else f"{run.epochs_done()} of {recipe.epochs}"
         rows.append((run.title, state, "–" if finished else duration(needed)))

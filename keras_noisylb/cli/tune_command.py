@@ -57,24 +57,21 @@ def tune(
         if dry_run:
             shared.show_plan(runs, console)
             return
+        folder = pathlib.Path(output) / size.name
         shared.do(
-            queue,
-            runs,
-            settings,
-            console,
-            lambda: report(runs, size, pathlib.Path(output), console),
-        )
+            queue, runs, settings, folder, console, lambda: report(runs, size, folder, console)
+        )  # fmt: skip
 
     work("queue", search, output)
 
 
-def report(runs, preset, output, console):
+def report(runs, preset, folder, console):
     """Write and show the best rates of what is finished, if anything is.
 
     Args:
         runs: list of `Run`.
         preset: the `Preset`.
-        output: `pathlib.Path` of all results.
+        folder: `pathlib.Path` of all runs.
         console: where they are shown.
     """
     from keras_noisylb.paper import records, tuning
@@ -82,7 +79,7 @@ def report(runs, preset, output, console):
     cells = tuning.summarize(runs, [run.record(console.print) for run in runs])
     if not cells:
         return
-    path = output / preset.name / "tuned.json"
+    path = folder / "tuned.json"
     records.write_json(path, tuning.to_dict(cells, preset))
     rows = []
     for cell in cells:

@@ -4,9 +4,9 @@ import csv
 import io
 
 import numpy as np
+from noisylb.recipes import PUBLISHED
 from scipy import stats
 
-from keras_noisylb.paper.recipes import PUBLISHED
 from keras_noisylb.paper.regimes import REGIMES
 
 LEVEL = 0.05

@@ -1,10 +1,12 @@
 """How long a plan will take, from a few timed updates of each row."""
 
 import json
+import time
+
+from noisylb.recipes import RECIPES
 
 from keras_noisylb.paper.plan import examples
 from keras_noisylb.paper.queue import ask
-from keras_noisylb.paper.recipes import RECIPES
 
 TEST_EXAMPLES = 10_000  # looked at after every epoch, forward only: a third of the work
 # Cost of the noise in plain updates, about what benchmarks/step_overhead.py measures on a CPU.
@@ -18,10 +20,16 @@ def time_row(row):
         row: its name.
 
     Returns:
-        Dictionary with "seconds", of batch size to seconds of an update, and "device".
+        Dictionary with "seconds", of batch size to seconds of an update, "start", the seconds that a
+        process takes before and after its training, about, and "device".
     """
+    began = time.perf_counter()
     answer = json.loads(ask("time", json.dumps(RECIPES[f"{row}/lb"].to_dict())))
-    return {**answer, "seconds": {int(size): s for size, s in answer["seconds"].items()}}
+    return {
+        **answer,
+        "start": time.perf_counter() - began,
+        "seconds": {int(size): s for size, s in answer["seconds"].items()},
+    }
 
 
 def predict(recipe, timing):

@@ -4,9 +4,10 @@ import dataclasses
 import pathlib
 from dataclasses import dataclass
 
+from noisylb.protocol import Recipe
+from noisylb.recipes import RECIPES, TABLES
+
 from keras_noisylb.paper import records
-from keras_noisylb.paper.protocol import Recipe
-from keras_noisylb.paper.recipes import RECIPES, TABLES
 from keras_noisylb.paper.records import CompareError
 
 RUN = "run.json"  # the record of a finished run

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+from filelock import FileLock, Timeout
 from rich.progress import (
     BarColumn,
     Progress,
@@ -97,24 +98,56 @@ def reason(code, errors):
     return last_line(errors) or f"its process ended with code {code}."
 
 
-def prepare(runs, settings, say):
-    """Find what is left to do, and check what can be checked before anything is trained.
+def check_data(runs, settings):
+    """Find out whether there are the data of what is left, before anything is written.
 
     Args:
         runs: list of `Run`.
         settings: dictionary of the arguments of `Recipe.options`.
+
+    Raises:
+        CompareError: if data are missing.
+    """
+    names = sorted({run.recipe.dataset for run in runs if not run.finished()})
+    if names:
+        ask("data", json.dumps(settings), *names)
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Work in a folder in which no other queue works: two would write into the same runs.
+
+    Args:
+        folder: `pathlib.Path` of all runs; made if need be.
+
+    Raises:
+        CompareError: if another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise CompareError(
+            f"{folder} is being worked in by another `noisylb`. Wait until it has ended, or choose "
+            "another --output."
+        ) from None
+
+
+def prepare(runs, say):
+    """Find what is left to do, and check the folders before anything is trained.
+
+    Args:
+        runs: list of `Run`.
         say: function that prints a line.
 
     Returns:
         List of the runs without a record.
 
     Raises:
-        CompareError: if a folder holds another run, or data are missing; nothing was trained.
+        CompareError: if a folder holds another run; nothing was trained.
         OSError: if the folders cannot be written.
     """
-    names = sorted({run.recipe.dataset for run in runs if not run.finished()})
-    if names:
-        ask("data", json.dumps(settings), *names)
     for run in runs:
         records.open_folder(run.folder, run.recipe.to_dict(), ())
     left = [run for run in runs if run.record(say) is None]
@@ -160,7 +193,7 @@ def work(runs, settings, console):
     Example:
     ```python
     runs = plan("2", PRESETS["quick"], "results/tables", rows="mnist-mlp")
-    work(prepare(runs, {}, print), {}, Console())
+    work(prepare(runs, print), {}, Console())
     ```
     """
 

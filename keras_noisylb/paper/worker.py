@@ -15,12 +15,12 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from noisylb.protocol import Recipe
 
 from keras_noisylb import data as data_sets
 from keras_noisylb.paper import records, runs, splits
 from keras_noisylb.paper.compare import builder
 from keras_noisylb.paper.plan import RUN
-from keras_noisylb.paper.protocol import Recipe
 from keras_noisylb.paper.regimes import choose
 from keras_noisylb.paper.runs import HISTORY
 

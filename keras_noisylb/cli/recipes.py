@@ -7,7 +7,7 @@ was chosen, by the public code of the works that it builds on where there is any
 - Weight-Decay: github.com/gd-zhang/Weight-Decay, a co-author's code with the same VGG16.
 """
 
-from keras_noisylb.paper.protocol import Recipe, Source
+from noisylb.protocol import Recipe, Source
 
 # Validation accuracy in percent, mean of 3 seeds. LB + full Fisher: caption of Table 2.
 COLUMNS = ("sb", "lb", "lb-trace", "lb-diagonal", "batch-change", "multiplicative", "lb-kfac")

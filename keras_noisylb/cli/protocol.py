@@ -4,6 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from noisylb.options import Options
+
 
 @dataclass(frozen=True)
 class Source:
@@ -65,7 +67,7 @@ class Recipe:
 
     Example:
     ```python
-    from keras_noisylb.paper.recipes import RECIPES
+    from noisylb.recipes import RECIPES
 
     hot = dataclasses.replace(RECIPES["cifar10-vgg16/lb-diagonal"], multiplier=2.0)
     ```
@@ -146,8 +148,6 @@ class Recipe:
         Returns:
             A `noisylb.options.Options`.
         """
-        from noisylb.options import Options
-
         part = self.noise_epochs or self.small_epochs or 0
         given = {
             name: getattr(self, name)
