@@ -203,7 +203,9 @@ def test_a_dry_run_writes_nothing(tmp_path, small_row, monkeypatch):
     result = table(tmp_path / "out", "--dry-run")
     assert result.exit_code == 0, result.output
     assert f"{ROW}/lb-diagonal, seed 0" in result.output and "0 of 4" in result.output
-    assert "2 runs, about 2.0 h" in result.output and "an abacus" in result.output
+    scaled = [PRESETS["tiny"].scale(small(regime)) for regime in REGIMES]
+    hours = sum(1 + estimate.predict(recipe, timing["seconds"]) / 3600 for recipe in scaled)
+    assert f"2 runs, about {hours:.1f} h" in result.output and "an abacus" in result.output
     assert not (tmp_path / "out").exists()
 
 

@@ -20,8 +20,8 @@ def time_row(row):
         row: its name.
 
     Returns:
-        Dictionary with "seconds", of batch size to seconds of an update, "start", the seconds that a
-        process takes before and after its training, about, and "device".
+        Dictionary with "seconds", of batch size to seconds of an update, "start", about the seconds
+        that a process takes before its training, and "device".
     """
     began = time.perf_counter()
     answer = json.loads(ask("time", json.dumps(RECIPES[f"{row}/lb"].to_dict())))
