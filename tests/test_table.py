@@ -17,7 +17,7 @@ from rich.console import Console
 from scipy import special
 from typer.testing import CliRunner
 
-from keras_noisylb.paper import accuracy, estimate, plan, queue, worker
+from keras_noisylb.paper import accuracy, estimate, plan, queue, records, worker
 from keras_noisylb.paper.records import CompareError
 
 ROW, EPOCHS = "small-mlp", 4
@@ -221,6 +221,12 @@ def test_the_estimate_is_a_straight_line(capsys):
     worker.measure(json.dumps(small("lb").to_dict()))
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(answer["seconds"]) == ["32", "128"] and min(answer["seconds"].values()) > 0
+
+
+def test_a_history_keeps_six_digits():
+    value = {"loss": [1 / 3, 12345678.9, 0.1, float("inf")], "epoch": 1234567, "name": "a"}
+    kept = {"loss": [0.333333, 12345700.0, 0.1, float("inf")], "epoch": 1234567, "name": "a"}
+    assert records.rounded(value) == kept
 
 
 def test_welch_by_hand():

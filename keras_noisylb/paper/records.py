@@ -29,6 +29,24 @@ def plain(value):
     return value
 
 
+def rounded(value, digits=6):
+    """A value with fewer digits, so that the history of many updates makes a small file.
+
+    Args:
+        value: numbers, strings, lists and dictionaries, nested.
+        digits: significant digits that floats keep.
+
+    Example:
+    >>> rounded({"loss": [0.123456789, 2]})
+    {'loss': [0.123457, 2]}
+    """
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry, digits) for entry in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Write a file so that a reader finds the old or the new one, never a part.

@@ -67,7 +67,7 @@ def train(folder, settings):
         "metrics": metrics,
         # This process, and the epochs that earlier ones had finished.
         "wall_seconds": time.perf_counter() - began + sum(e["seconds"] for e in earlier["epochs"]),
-        "history": history,
+        "history": records.rounded(history),
     }
     records.write_json(folder / RUN, record, indent=None)
     for name in ("record.json", "history.json"):  # which it holds
