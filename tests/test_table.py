@@ -98,7 +98,7 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
         files = {path.name for path in run.iterdir()}
         assert files == {"config.json", "run.json", "model.keras", "log.txt"}
     record = json.loads((second / "run.json").read_text())
-    assert set(record) == {*plan.KEYS, "settings"}
+    assert set(record) == {*plan.KEYS, "num_microbatches"}
     assert record["config"]["learning_rate"] == 0.01 and record["seed"] == 0
     assert len(record["history"]["epochs"]) == EPOCHS and record["history"]["noise_steps"] == 2
     assert record["versions"]["keras"] and record["device"]

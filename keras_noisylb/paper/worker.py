@@ -63,7 +63,7 @@ def train(folder, settings):
         "versions": records.versions(),
         "seed": seed,
         "device": device(),
-        "settings": json.loads(settings),
+        "num_microbatches": options.num_microbatches,
         "metrics": metrics,
         # This process, and the epochs that earlier ones had finished.
         "wall_seconds": time.perf_counter() - began + sum(e["seconds"] for e in earlier["epochs"]),
