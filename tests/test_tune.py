@@ -9,7 +9,7 @@ from test_table import REGIMES, ROW, record, small_row  # noqa: F401 -- a fixtur
 from typer.testing import CliRunner
 
 from keras_noisylb import data
-from keras_noisylb.paper import plan, queue, splits, tuning
+from keras_noisylb.paper import plan, queue, rates, splits
 from keras_noisylb.paper.records import CompareError
 
 # Held-out accuracy by regime, rate and seed; `None` diverged.
@@ -56,6 +56,24 @@ def test_the_best_rate_by_the_mean_over_the_seeds(tmp_path, trained):
     assert "12 runs, 12 of them finished before." in again.output and len(trained) == 12
 
 
+def test_a_wider_grid_adds_to_what_was_found(tmp_path, trained):
+    assert run(tmp_path, "--factors", "0.5,1", "--regimes", "lb").exit_code == 0
+    result = run(tmp_path, "--factors", "2")
+    assert result.exit_code == 0 and len(trained) == 4
+    written = json.loads((tmp_path / "tiny" / "tuned.json").read_text())
+    assert written["rates"] == {f"{ROW}/lb": 0.02, f"{ROW}/lb-diagonal": 0.02}
+    assert [rate for rate, _ in written["accuracies"][f"{ROW}/lb"]] == [0.005, 0.01, 0.02]
+
+    path = tmp_path / "tiny" / ROW / "lb-rate0.02-seed0" / plan.RUN
+    changed = json.loads(path.read_text())
+    changed["config"]["momentum"] = 0.8
+    path.write_text(json.dumps(changed))
+    result = run(tmp_path, "--factors", "1", "--regimes", "lb")
+    assert "is of a recipe that has changed since: left out." in result.output
+    written = json.loads((tmp_path / "tiny" / "tuned.json").read_text())
+    assert written["rates"] == {f"{ROW}/lb": 0.01, f"{ROW}/lb-diagonal": 0.02}
+
+
 def test_the_table_takes_the_rates(tmp_path, trained):
     assert run(tmp_path / "tuning").exit_code == 0
     path = tmp_path / "tuning" / "tiny" / "tuned.json"
@@ -73,7 +91,7 @@ def test_the_table_takes_the_rates(tmp_path, trained):
 
 
 def test_nothing_of_the_test_set_is_looked_at(small_row):  # noqa: F811
-    (tried, *_) = tuning.grid("2", PRESETS["tiny"], "there")
+    (tried, *_) = rates.grid("2", PRESETS["tiny"], "there")
     whole = dataclasses.replace(tried.recipe, train_size=None)
     found = splits.load(whole.options(0))
     (x_train, _), (x_test, _) = data.load("fashion_mnist_small")
@@ -115,19 +133,17 @@ def test_refusals(tmp_path, small_row):  # noqa: F811
     for text in ("", "{}", '{"rates": 1}', '{"rates": {"mnist-mlp/lb": -1}}', "[]"):
         path.write_text(text)
         with pytest.raises(CompareError, match="--rates received"):
-            tuning.read(path)
+            rates.read(path)
     path.write_text('{"rates": {"mnist-mlp/lb": 0.4}}')
-    assert tuning.read(path) == {"mnist-mlp/lb": 0.4}
+    assert rates.read(path) == {"mnist-mlp/lb": 0.4}
 
 
 def test_every_cell_every_rate_every_seed(small_row):  # noqa: F811
-    runs = tuning.grid("2", PRESETS["tiny"], "there", seeds=2, factors=(2.0, 1.0, 2.0))
+    runs = rates.grid("2", PRESETS["tiny"], "there", seeds=2, factors=(2.0, 1.0, 2.0))
     found = [(r.recipe.regime, r.recipe.learning_rate, *r.recipe.seeds) for r in runs]
     expected = [(regime, rate, s) for regime in REGIMES for rate in (0.01, 0.02) for s in (0, 1)]
     assert found == expected
     assert len({run.folder for run in runs}) == len(runs)
     assert runs[0].title == f"{ROW}/lb, rate 0.01, seed 0"
-    none = tuning.summarize(runs, [None] * len(runs))
-    assert none == []
-    lost = tuning.Tuned("a/b", {0.1: None, 0.2: None})
+    lost = rates.Tuned("a/b", {0.1: None, 0.2: None})
     assert lost.learning_rate is None and not lost.at_an_end

@@ -139,10 +139,11 @@ def table(
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
 
     def repeat(queue):
-        from keras_noisylb.paper import accuracy, tuning
+        from keras_noisylb.paper import accuracy
         from keras_noisylb.paper.plan import plan
+        from keras_noisylb.paper.rates import read
 
-        found = tuning.read(rates) if rates else {}
+        found = read(rates) if rates else {}
         runs = plan(number, size, output, rows, regimes, seeds, found)
         names = dict.fromkeys(run.recipe.name for run in runs)
         if rates and not found.keys() >= names.keys():

@@ -51,36 +51,35 @@ def tune(
         fail(f"--factors received {factors!r}, expected numbers as in 0.5,1,2. Change --factors.")
 
     def search(queue):
-        from keras_noisylb.paper import tuning
+        from keras_noisylb.paper import rates
 
-        runs = tuning.grid(number, size, output, rows, regimes, seeds, multiples)
+        runs = rates.grid(number, size, output, rows, regimes, seeds, multiples)
         if dry_run:
             shared.show_plan(runs, console)
             return
         folder = pathlib.Path(output) / size.name
         shared.do(
-            queue, runs, settings, folder, console, lambda: report(runs, size, folder, console)
+            queue, runs, settings, folder, console, lambda: report(size, folder, console)
         )  # fmt: skip
 
     work("queue", search, output)
 
 
-def report(runs, preset, folder, console):
-    """Write and show the best rates of what is finished, if anything is.
+def report(preset, folder, console):
+    """Write and show the best rates of all that is finished in a folder, if anything is.
 
     Args:
-        runs: list of `Run`.
         preset: the `Preset`.
         folder: `pathlib.Path` of all runs.
         console: where they are shown.
     """
-    from keras_noisylb.paper import records, tuning
+    from keras_noisylb.paper import rates, records
 
-    cells = tuning.summarize(runs, [run.record(console.print) for run in runs])
+    cells = rates.summarize(rates.finished(folder, preset, typer.echo))
     if not cells:
         return
     path = folder / "tuned.json"
-    records.write_json(path, tuning.to_dict(cells, preset))
+    records.write_json(path, rates.to_dict(cells, preset))
     rows = []
     for cell in cells:
         tried = ", ".join(

@@ -7,11 +7,26 @@ import pathlib
 from dataclasses import dataclass
 
 import numpy as np
+from noisylb.protocol import Recipe
+from noisylb.recipes import RECIPES
 
-from keras_noisylb.paper import plan
+from keras_noisylb.paper import plan, records
 from keras_noisylb.paper.records import CompareError
 
 HELD_OUT = 1 / 6  # of the training set: 10,000 of MNIST's 60,000 images
+
+
+def tried(recipe, rate):
+    """A recipe with a rate that is tried, as it is trained.
+
+    Args:
+        recipe: a `Recipe`.
+        rate: peak learning rate.
+
+    Returns:
+        A `Recipe` that reports on images that it was not trained on.
+    """
+    return dataclasses.replace(recipe, learning_rate=rate, validation_fraction=HELD_OUT)
 
 
 def grid(table, preset, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1.0, 2.0)):
@@ -41,9 +56,8 @@ def grid(table, preset, output, rows=None, regimes=None, seeds=1, factors=(0.5, 
     for recipe in plan.cells(table, preset, rows, regimes):
         for factor in sorted(set(factors)):
             rate = float(f"{recipe.learning_rate * factor:.4g}")
-            tried = dataclasses.replace(recipe, learning_rate=rate, validation_fraction=HELD_OUT)
             runs += [
-                plan.Run.of(tried, seed, folder, f"-rate{rate:g}")
+                plan.Run.of(tried(recipe, rate), seed, folder, f"-rate{rate:g}")
                 for seed in plan.seed_range(seeds)
             ]
     return runs
@@ -74,26 +88,53 @@ class Tuned:
         return self.learning_rate in {min(self.accuracies), max(self.accuracies)}
 
 
-def summarize(runs, records):
+def finished(folder, preset, say):
+    """All that was tuned in a folder, by this command and earlier ones.
+
+    Args:
+        folder: `pathlib.Path` of all runs of the preset.
+        preset: a `Preset`.
+        say: function that prints a line.
+
+    Returns:
+        List of records, whose recipes are those of today but for rate and seed; others are named
+        and left out.
+    """
+    found = []
+    for path in sorted(folder.glob(f"*/*/{plan.RUN}")):
+        record = records.read_json(path, plan.KEYS, say)
+        if record is None:
+            continue
+        recipe = Recipe.from_dict(record["config"])
+        today = tried(preset.scale(RECIPES[recipe.name]), recipe.learning_rate)
+        if recipe == dataclasses.replace(today, seeds=recipe.seeds, sources=()):
+            found.append(record)
+        else:
+            say(f"{path} is of a recipe that has changed since: left out.")
+    return found
+
+
+def summarize(found):
     """The best rates.
 
     Args:
-        runs: list of `Run`.
-        records: list of their records, `None` for those that are not finished.
+        found: list of the records of finished runs.
 
     Returns:
-        List of `Tuned`, of the cells of which anything is finished.
+        List of `Tuned`, sorted by name.
     """
-    found = {}
-    for run, record in zip(runs, records, strict=True):
-        if record is None:
-            continue
-        metrics, rates = record["metrics"], found.setdefault(run.recipe.name, {})
+    cells = {}
+    for record in found:
+        recipe, metrics = Recipe.from_dict(record["config"]), record["metrics"]
         accuracy = None if metrics["diverged_epoch"] else metrics["test_accuracy"]
-        rates.setdefault(run.recipe.learning_rate, []).append(accuracy)
+        rates = cells.setdefault(recipe.name, {})
+        rates.setdefault(recipe.learning_rate, []).append(accuracy)
     return [
-        Tuned(name, {r: None if None in a else float(np.mean(a)) for r, a in rates.items()})
-        for name, rates in found.items()
+        Tuned(
+            name,
+            {r: None if None in a else float(np.mean(a)) for r, a in sorted(rates.items())},
+        )
+        for name, rates in sorted(cells.items())
     ]
 
 
