@@ -32,6 +32,8 @@ def name(options):
         parts += [options.conv]
     if options.placement != "gradient":
         parts += [options.placement]
+    if options.l2:
+        parts += [f"l2_{options.l2:g}"]
     return "-".join([*parts, f"rate{options.rate:g}", f"seed{options.seed}"]) + ".json"
 
 
@@ -52,7 +54,7 @@ def train(options):
         regimes=options.regime, model="resnet8", dataset="cifar10", data_dir=options.data_dir,
         large_batch_size=512, small_batch_size=32, epochs=options.epochs,
         learning_rate=f"{options.regime}={options.rate}", conv=options.conv,
-        multiplier=options.multiplier, placement=options.placement, train_size=4096,
+        multiplier=options.multiplier, placement=options.placement, l2=options.l2, train_size=4096,
         validation_fraction=HELD_OUT, seeds=f"{options.seed},", quiet=True,
     )  # fmt: skip
     data = splits.load(chosen)
@@ -131,6 +133,7 @@ def main():
     training.add_argument("--conv", default="exact", choices=["exact", "uncorrelated"])
     training.add_argument("--multiplier", type=float, default=1.0)
     training.add_argument("--placement", default="gradient", choices=["gradient", "update"])
+    training.add_argument("--l2", type=float, default=0.0)
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--epochs", type=int, default=60)
     training.add_argument("--data-dir")
