@@ -136,7 +136,7 @@ def recipe(row, regime):
         put("damping", 0.01, False, "the default of `noisylb compare`")
     if regime in {"lb-diagonal", "lb-trace"}:
         put("estimator", "per_example", True, "Algorithm 1")
-        put("conv", "uncorrelated", True, "the formula of A.5; docs/results.md compares the readings")
+        put("conv", "uncorrelated", True, "the formula of A.5; see docs/results.md")
     if regime in OURS:
         put("estimator", "split", False, "ours: the difference of the two halves of the batch")
     return Recipe(row=row, regime=regime, **fields, sources=tuple(sources))
