@@ -1,16 +1,24 @@
 """Train with noise on several devices: GPUs where there are any, else two logical CPU devices.
 
-    python examples/distributed.py
+    python examples/distributed.py [--examples 10000] [--epochs 4]
 
 Every device draws noise of its own for its part of the batch, scaled so that the sum over devices
 has the covariance of one large batch: nothing is communicated beyond the gradients.
 """
+
+import argparse
 
 import keras
 import tensorflow as tf
 
 import keras_noisylb as nlb
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--examples", type=int, default=10_000, help="training images")
+parser.add_argument("--epochs", type=int, default=4)
+options = parser.parse_args()
+
+# Before TensorFlow starts: afterwards its devices are fixed.
 gpus = tf.config.list_physical_devices("GPU")
 if not gpus:
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -21,6 +29,7 @@ strategy = tf.distribute.MirroredStrategy(devices)
 print(f"{strategy.num_replicas_in_sync} devices: {', '.join(devices)}")
 
 (x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
+x_train, y_train = x_train[: options.examples], y_train[: options.examples]
 keras.utils.set_random_seed(0)
 with strategy.scope():
     model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
@@ -37,7 +46,7 @@ model.fit(
     x_train,
     y_train,
     batch_size=1000,  # of all devices together
-    epochs=4,
+    epochs=options.epochs,
     callbacks=[nlb.NoiseTermination(fraction=0.25)],
     validation_data=(x_test, y_test),
     verbose=2,

@@ -1,5 +1,6 @@
 """Large-batch training with structured covariance noise, for Keras 3 on TensorFlow."""
 
+import importlib.metadata
 import os
 
 _backend = os.environ.get("KERAS_BACKEND", "tensorflow")
@@ -32,7 +33,7 @@ from keras_noisylb.report import report
 from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling
 from keras_noisylb.training import NoisyModel, noisy_gradients
 
-__version__ = "0.1.0"
+__version__ = importlib.metadata.version("keras-noisylb")
 
 __all__ = [
     # training with noise

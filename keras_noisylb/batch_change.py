@@ -2,8 +2,11 @@
 
 import dataclasses
 from numbers import Integral
+from typing import Any
 
 import keras
+
+from keras_noisylb.types import Nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,7 @@ class BatchChange:
                 f"change_epoch={self.change_epoch}"
             )
 
-    def updates(self, num_examples, epoch):
+    def updates(self, num_examples: int, epoch: int) -> int:
         """Number of steps of the optimizer before an epoch begins, for schedules in steps.
 
         Args:
@@ -69,16 +72,16 @@ class BatchChange:
 
     def fit(
         self,
-        model,
-        x,
-        y=None,
+        model: keras.Model,
+        x: Any,
+        y: Nested = None,
         *,
-        epochs,
-        initial_epoch=0,
-        verbose="auto",
-        callbacks=None,
-        **fit_arguments,
-    ):
+        epochs: int,
+        initial_epoch: int = 0,
+        verbose: str | int = "auto",
+        callbacks: list[keras.callbacks.Callback] | None = None,
+        **fit_arguments: Any,
+    ) -> keras.callbacks.History:
         """Train `model`, as `model.fit` does but for the batch size.
 
         Args:

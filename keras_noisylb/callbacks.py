@@ -1,6 +1,7 @@
 """Callbacks around the noise."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -27,7 +28,7 @@ class NoiseTermination(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, fraction=0.25):
+    def __init__(self, fraction: float = 0.25) -> None:
         super().__init__()
         if not 0 <= fraction <= 1:
             raise ValueError(
@@ -35,10 +36,10 @@ class NoiseTermination(keras.callbacks.Callback):
             )
         self.fraction = fraction
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._ended = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         noisy = find_noisy(self.model.optimizer)
         if noisy is None:
             raise ValueError(

@@ -2,11 +2,15 @@
 
 import numbers
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_noisylb.ghosts import Ghosts
+from keras_noisylb.types import Tensor
+
+Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -60,34 +64,24 @@ class GhostBatchNormalization(keras.layers.Layer):
 
     def __init__(
         self,
-        ghost_batch_size,
-        axis=-1,
-        momentum=0.9,
-        epsilon=1e-3,
-        center=True,
-        scale=True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        moving_mean_initializer="zeros",
-        moving_variance_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
-        **kwargs,
-    ):
+        ghost_batch_size: int,
+        axis: int = -1,
+        momentum: float = 0.9,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: str | keras.initializers.Initializer = "zeros",
+        gamma_initializer: str | keras.initializers.Initializer = "ones",
+        moving_mean_initializer: str | keras.initializers.Initializer = "zeros",
+        moving_variance_initializer: str | keras.initializers.Initializer = "ones",
+        beta_regularizer: str | keras.regularizers.Regularizer | None = None,
+        gamma_regularizer: str | keras.regularizers.Regularizer | None = None,
+        beta_constraint: str | keras.constraints.Constraint | None = None,
+        gamma_constraint: str | keras.constraints.Constraint | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        is_integer = isinstance(ghost_batch_size, numbers.Integral)
-        if not is_integer or isinstance(ghost_batch_size, bool) or ghost_batch_size < 1:
-            raise ValueError(
-                "`ghost_batch_size` must be a positive integer, the number of examples that are "
-                f"normalised together. Received: ghost_batch_size={ghost_batch_size!r}"
-            )
-        if not isinstance(axis, numbers.Integral) or axis == 0:
-            raise ValueError(
-                "`axis` must be an integer, the feature axis (-1, or 1 for channels first), and "
-                f"not the batch axis 0. Received: axis={axis!r}"
-            )
+        _check(ghost_batch_size, axis)
         self.ghost_batch_size = int(ghost_batch_size)
         self.axis = int(axis)
         self.momentum = momentum
@@ -105,7 +99,7 @@ class GhostBatchNormalization(keras.layers.Layer):
         self.gamma = self.beta = None
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Create the weights for features on `axis` of `input_shape`."""
         self.compute_output_shape(input_shape)
         features = input_shape[self.axis]
@@ -132,7 +126,7 @@ class GhostBatchNormalization(keras.layers.Layer):
         self.moving_variance = add("moving_variance", trainable=False, aggregation="mean")
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes={self.axis: features})
 
-    def ghost_statistics(self, x):
+    def ghost_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of the ghost that each example belongs to.
 
         Args:
@@ -144,7 +138,7 @@ class GhostBatchNormalization(keras.layers.Layer):
         ghosts, _, mean, variance = self._moments(_as_statistics(x))
         return ghosts.spread(mean), ghosts.spread(variance)
 
-    def normalize(self, x, mean, variance):
+    def normalize(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Normalise `x`, before `gamma` and `beta`.
 
         Args:
@@ -158,7 +152,7 @@ class GhostBatchNormalization(keras.layers.Layer):
         deviation = self._deviation(_as_statistics(x), mean)
         return deviation * self._broadcast(ops.rsqrt(variance + self.epsilon), x)
 
-    def scale_and_shift(self, normalized):
+    def scale_and_shift(self, normalized: Tensor) -> Tensor:
         """Multiply what `normalize` returned by `gamma` and add `beta`.
 
         Args:
@@ -172,7 +166,9 @@ class GhostBatchNormalization(keras.layers.Layer):
             normalized = normalized * self._broadcast(gamma, normalized)
         return self._shift(normalized)
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Normalise a batch; see the class for the arguments."""
         x = _as_statistics(inputs)
         in_ghosts = training and self.trainable
@@ -242,7 +238,7 @@ class GhostBatchNormalization(keras.layers.Layer):
             shape[0] = -1
         return ops.reshape(values, shape)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """The shape of the inputs."""
         rank = len(input_shape)
         if not -rank < self.axis < rank:
@@ -252,7 +248,7 @@ class GhostBatchNormalization(keras.layers.Layer):
             )
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         config = super().get_config()
         for name in ("ghost_batch_size", "axis", "momentum", "epsilon", "center", "scale"):
@@ -268,13 +264,27 @@ class GhostBatchNormalization(keras.layers.Layer):
         return config
 
 
+def _check(ghost_batch_size, axis):
+    is_integer = isinstance(ghost_batch_size, numbers.Integral)
+    if not is_integer or isinstance(ghost_batch_size, bool) or ghost_batch_size < 1:
+        raise ValueError(
+            "`ghost_batch_size` must be a positive integer, the number of examples that are "
+            f"normalised together. Received: ghost_batch_size={ghost_batch_size!r}"
+        )
+    if not isinstance(axis, numbers.Integral) or axis == 0:
+        raise ValueError(
+            "`axis` must be an integer, the feature axis (-1, or 1 for channels first), and "
+            f"not the batch axis 0. Received: axis={axis!r}"
+        )
+
+
 def _as_statistics(x):
     """`x` as float64 if it is that, as float32 otherwise."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     return ops.cast(x, "float64" if dtype == "float64" else "float32")
 
 
-def replace_batch_norm(model, ghost_batch_size):
+def replace_batch_norm(model: keras.Model, ghost_batch_size: int) -> keras.Model:
     """A copy of `model` with ghost batch normalisation in place of batch normalisation.
 
     Every `keras.layers.BatchNormalization` becomes a `GhostBatchNormalization` of the same name,

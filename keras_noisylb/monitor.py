@@ -108,7 +108,7 @@ class GradientNoiseMonitor(keras.callbacks.Callback):
     ```
     """
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         if not isinstance(model, NoisyModel):
             raise ValueError(

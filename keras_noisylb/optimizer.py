@@ -1,11 +1,13 @@
 """The optimizer wrapper: which noise, when, and with which random numbers."""
 
 import random
+from typing import Any, Self
 
 import keras
 
 from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import one_of
+from keras_noisylb.types import Nested, Placement, Tensor
 
 NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
 
@@ -49,13 +51,13 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        inner_optimizer,
-        noise,
-        noise_steps=None,
-        placement="gradient",
-        seed=None,
-        name="noisy_optimizer",
-    ):
+        inner_optimizer: keras.optimizers.Optimizer,
+        noise: Noise,
+        noise_steps: int | None = None,
+        placement: Placement = "gradient",
+        seed: int | None = None,
+        name: str = "noisy_optimizer",
+    ) -> None:
         if isinstance(inner_optimizer, (keras.optimizers.LossScaleOptimizer, NoisyOptimizer)):
             raise ValueError(
                 f"NoisyOptimizer cannot wrap a {type(inner_optimizer).__name__}. Pass the plain "
@@ -79,20 +81,21 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         self.placement = placement
         self.seed = random.randrange(2**31) if seed is None else seed
         self.has_statistics = False
-        self._stored = None
+        self._stored: Any = None
+        self._stored_shapes: Any = None
         self._noise_steps = self.add_variable(
             (), dtype="int32", aggregation="only_first_replica", name="noise_steps"
         )
         self.noise_steps = noise_steps
 
     @property
-    def noise_steps(self):
+    def noise_steps(self) -> int | None:
         """Number of updates after which the noise ends, or `None` for never."""
         steps = int(keras.ops.convert_to_numpy(self._noise_steps))
         return None if steps == NEVER else steps
 
     @noise_steps.setter
-    def noise_steps(self, steps):
+    def noise_steps(self, steps: int | None) -> None:
         if steps is not None and (int(steps) != steps or steps < 0):
             raise ValueError(
                 "`noise_steps` must be a non-negative integer, or None for noise that never ends. "
@@ -101,7 +104,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         self._noise_steps.assign(NEVER if steps is None else int(steps))
 
     @property
-    def noise_on(self):
+    def noise_on(self) -> Tensor:
         """Scalar boolean tensor: whether the coming batch gets noise."""
         on = keras.ops.less(keras.ops.cast(self.iterations, "int32"), self._noise_steps)
         accumulated = self.accumulated
@@ -112,24 +115,24 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         return keras.ops.logical_and(on, last)
 
     @property
-    def is_fresh(self):
+    def is_fresh(self) -> Tensor:
         """Scalar boolean tensor: whether the coming batch makes a new statistic for its noise."""
         return keras.ops.equal(self.iterations % self.noise.update_every, 0)
 
     @property
-    def accumulated(self):
+    def accumulated(self) -> int:
         """Number of batches that one update accumulates."""
         return self.inner_optimizer.gradient_accumulation_steps or 1
 
     @property
-    def stored(self):
+    def stored(self) -> Nested:
         """The statistic of an earlier update, nested as the noise wants it, or `None`."""
         if self._stored is None:
             return None
         values = iter(keras.ops.convert_to_tensor(v) for v in self._stored)
         return _map_shapes(lambda shape: next(values), self._stored_shapes)
 
-    def store(self, shapes):
+    def store(self, shapes: Any) -> None:
         """Keep room for a statistic that serves several updates.
 
         Args:
@@ -153,7 +156,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             shapes,
         )
 
-    def keep(self, statistic):
+    def keep(self, statistic: Nested) -> None:
         """Remember a statistic, if there is room for one.
 
         Args:
@@ -166,17 +169,17 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             variable.assign(value)
 
     @property
-    def micro_steps(self):
+    def micro_steps(self) -> Tensor:
         """Number of batches seen, which exceeds `iterations` where gradients are accumulated."""
         return self._iterations
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         self.inner_optimizer.build(variables)
         super().build(variables)
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: list[Tensor], trainable_variables: Any = None) -> None:
         if not self.has_statistics:
             raise RuntimeError(
                 "NoisyOptimizer was compiled into a model that does not give it gradient "
@@ -190,28 +193,28 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         self._iterations.assign_add(1)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return [*self._variables, *self.inner_optimizer.variables]
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Tensor:
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: Any) -> None:
         self.inner_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return self.inner_optimizer.iterations
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Tensor) -> Tensor:
         return self.inner_optimizer.scale_loss(loss)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "noise": keras.saving.serialize_keras_object(self.noise),
@@ -222,7 +225,9 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
         config = dict(config)
         for name in ("inner_optimizer", "noise"):
             config[name] = keras.saving.deserialize_keras_object(
@@ -241,7 +246,7 @@ def check_placement(placement, noise):
     Raises:
         ValueError: if it cannot.
     """
-    one_of("placement", placement, ("gradient", "update"))
+    one_of("placement", placement, Placement)
     if placement == "update" and noise.shared:
         raise ValueError(
             f"{type(noise).__name__} multiplies the gradient, so its place is "

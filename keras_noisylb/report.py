@@ -15,7 +15,9 @@ from keras_noisylb.gradients.objective import call_model
 from keras_noisylb.gradients.rules import RULES
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 from keras_noisylb.gradients.vectorized import check_supported
+from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import not_negative
+from keras_noisylb.types import Nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Report:
             from its graph; `None` if no memory was asked for.
     """
 
-    rows: list
+    rows: list[Row]
     work: float
     megabytes: float
-    notes: list
+    notes: list[str]
     num_microbatches: int | None = None
     gibibytes: float | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("layer", "variables", "statistic", "exact", "MB", "work")
         cells = [header] + [
             (
@@ -84,7 +86,13 @@ class Report:
         return "\n".join([*lines, total, *self.notes])
 
 
-def report(model, noise, batch_size, x=None, memory=None):
+def report(
+    model: keras.Model,
+    noise: Noise,
+    batch_size: int,
+    x: Nested = None,
+    memory: float | None = None,
+) -> Report:
     """Say, layer by layer, what a noise will do on a model, without running it.
 
     With `memory`, the graph of a step is traced for a few sizes of its chunks, which takes as long
@@ -115,19 +123,16 @@ def report(model, noise, batch_size, x=None, memory=None):
         not_negative("memory", memory, "the GiB that a step may take")
     specs = _specs(model, x)
     obstacles = ()
-    if noise.statistic in {"squares", "factors"} and getattr(noise, "engine", "") != (
-        "vectorized_map"
-    ):
+    engine, conv = getattr(noise, "engine", None), getattr(noise, "conv", None)
+    if noise.statistic in {"squares", "factors"} and engine != "vectorized_map":
         obstacles = coverage(model, specs).obstacles
         if obstacles and (
-            noise.statistic == "factors"
-            or "layerwise" in noise.engine
-            or noise.conv == "uncorrelated"
+            noise.statistic == "factors" or engine == "layerwise" or conv == "uncorrelated"
         ):
             raise ValueError(
                 f"this noise needs a layer rule for every variable: {'; '.join(obstacles)}."
             )
-    vectorized = bool(obstacles) or getattr(noise, "engine", "") == "vectorized_map"
+    vectorized = bool(obstacles) or engine == "vectorized_map"
     if vectorized:
         check_supported(model)
     positions = _positions(model, specs)

@@ -1,7 +1,12 @@
 """Learning rates of large-batch training: warm-up, step decay, scaling with the batch size."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import keras
 from keras import ops
+
+from keras_noisylb.types import Scalar, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -29,7 +34,13 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
     ```
     """
 
-    def __init__(self, learning_rate, warmup_steps=0, decay_steps=(), decay_factor=0.1):
+    def __init__(
+        self,
+        learning_rate: float,
+        warmup_steps: int = 0,
+        decay_steps: Iterable[int] = (),
+        decay_factor: float = 0.1,
+    ) -> None:
         super().__init__()
         decay_steps = tuple(decay_steps)
         if not learning_rate >= 0 or warmup_steps < 0:
@@ -49,7 +60,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_steps = decay_steps
         self.decay_factor = decay_factor
 
-    def __call__(self, step):
+    def __call__(self, step: Scalar) -> Tensor:
         """The rate, a float32 scalar, at `step`: an integer, a float or a scalar tensor."""
         step = ops.cast(step, "float32")
         rate = ops.convert_to_tensor(self.learning_rate, dtype="float32")
@@ -59,7 +70,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
             rate = rate * ops.where(step >= boundary, self.decay_factor, 1.0)
         return rate
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {
             "learning_rate": self.learning_rate,
@@ -69,7 +80,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def linear_scaling(learning_rate, batch_size, base_batch_size):
+def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
     """The learning rate for `batch_size` that moves as far per example: proportional to it.
 
     Args:
@@ -90,7 +101,7 @@ def linear_scaling(learning_rate, batch_size, base_batch_size):
     return learning_rate * _ratio(batch_size, base_batch_size)
 
 
-def sqrt_scaling(learning_rate, batch_size, base_batch_size):
+def sqrt_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
     """The learning rate for `batch_size` that keeps the variance of an update (Hoffer et al. 2017).
 
     Args:

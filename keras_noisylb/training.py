@@ -1,6 +1,7 @@
 """Training with noise: `NoisyModel` for `fit`, `noisy_gradients` for custom loops."""
 
 import dataclasses
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -12,12 +13,14 @@ from keras_noisylb.gradients.batch import Batch, ghost_size
 from keras_noisylb.gradients.kronecker import stored_like
 from keras_noisylb.gradients.labels import label_sampler
 from keras_noisylb.gradients.objective import Objective, call_model
+from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.placement import ParameterNoise
 from keras_noisylb.seeds import seed_states
 from keras_noisylb.step import Parts, Step
 from keras_noisylb.strategies import check_strategy
+from keras_noisylb.types import Loss, Nested, Tensor
 
 
 def _labels(noise, loss):
@@ -26,7 +29,16 @@ def _labels(noise, loss):
     return noise.sampler or label_sampler(loss)
 
 
-def noisy_gradients(model, loss, x, y, noise, seed, sample_weight=None, num_microbatches=1):
+def noisy_gradients(
+    model: keras.Model,
+    loss: Loss,
+    x: Nested,
+    y: Nested,
+    noise: Noise,
+    seed: int | Tensor,
+    sample_weight: Nested = None,
+    num_microbatches: int = 1,
+) -> tuple[list[Tensor], list[Tensor]]:
     """The gradient of a large batch and one sample of its noise, for custom training loops.
 
     The model runs in training mode, and its moving statistics are updated.
@@ -105,7 +117,9 @@ class NoisyModel(keras.Model):
     ```
     """
 
-    def __init__(self, model, num_microbatches=None, **kwargs):
+    def __init__(
+        self, model: keras.Model, num_microbatches: int | None = None, **kwargs: Any
+    ) -> None:
         if not isinstance(model, keras.Model):
             raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
         if num_microbatches is not None:
@@ -114,12 +128,13 @@ class NoisyModel(keras.Model):
         self.model = model
         self.num_microbatches = num_microbatches
         self.built = model.built
-        self._monitors, self._evaluates = [], False
+        self._monitors: list[keras.metrics.Metric] = []
+        self._evaluates = False
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         return call_model(self.model, inputs, training)
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
         noisy = find_noisy(self.optimizer)
         if self.optimizer is not None:
@@ -136,7 +151,7 @@ class NoisyModel(keras.Model):
                 )
             noisy.store(stored_like(self))
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras wants this beside a `compile` of our own.
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
@@ -144,14 +159,14 @@ class NoisyModel(keras.Model):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        **kwargs,
-    ):
+        x: Any = None,
+        y: Nested = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: list[keras.callbacks.Callback] | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         noisy = find_noisy(self.optimizer)
         if noisy is not None or self.num_microbatches:
             check = _BatchSizeCheck(noisy, self)
@@ -175,7 +190,7 @@ class NoisyModel(keras.Model):
         self.compute_metrics(x, y, y_pred)
         self.reset_metrics()
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluates = True
         try:
             return super().evaluate(*args, **kwargs)
@@ -183,11 +198,11 @@ class NoisyModel(keras.Model):
             self._evaluates = False
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         # What is measured of gradients has no meaning in evaluation.
         return super().metrics + ([] if self._evaluates else self._monitors)
 
-    def monitor(self, metric):
+    def monitor(self, metric: keras.metrics.Metric | None) -> None:
         """Measure moments of the per-example gradients until the end of the next `fit`.
 
         Args:
@@ -199,7 +214,7 @@ class NoisyModel(keras.Model):
             object.__setattr__(self, "_monitors", monitors)
             self.train_function = None  # Keras traces the step anew
 
-    def train_step(self, data):
+    def train_step(self, data: Nested) -> dict[str, Tensor]:
         noisy = find_noisy(self.optimizer)
         if noisy is None and not self.num_microbatches and not self._monitors:
             return super().train_step(data)
@@ -273,20 +288,20 @@ class NoisyModel(keras.Model):
         noisy.keep(outcome.stored)
         return outcome
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: dict[str, Any]) -> None:
         super().save_own_variables(store)
         # Keras saves no states of random layers such as Dropout, but a resumed run needs them.
         for number, state in enumerate(seed_states(self)):
             store[f"seed_state_{number}"] = state
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: dict[str, Any]) -> None:
         found = dict(store)
         for number, state in enumerate(seed_states(self)):
             if (key := f"seed_state_{number}") in found:
                 state.assign(found.pop(key))
         super().load_own_variables(found)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "model": keras.saving.serialize_keras_object(self.model),
@@ -294,7 +309,9 @@ class NoisyModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
         config = dict(config)
         config["model"] = keras.saving.deserialize_keras_object(
             config["model"], custom_objects=custom_objects

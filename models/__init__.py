@@ -2,6 +2,9 @@
 
 import functools
 import re
+from collections.abc import Callable
+
+import keras
 
 from keras_noisylb.models.alexnet import AlexNet
 from keras_noisylb.models.lenet import LeNet
@@ -9,7 +12,7 @@ from keras_noisylb.models.mlp import MLP
 from keras_noisylb.models.resnet import ResNet, ResNet44, ResNet44x2
 from keras_noisylb.models.vgg import VGG16
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {
     "alexnet": AlexNet,
     "lenet": LeNet,
     "mlp": MLP,
@@ -22,12 +25,12 @@ _BUILDERS = {
 __all__ = ["AlexNet", "LeNet", "MLP", "ResNet", "ResNet44", "ResNet44x2", "VGG16", "get", "names"]
 
 
-def names():
+def names() -> list[str]:
     """The names that `get` knows, beside those of other depths and widths of `ResNet`."""
     return list(_BUILDERS)
 
 
-def get(name):
+def get(name: str) -> Callable[..., keras.Model]:
     """The builder of the model called `name`.
 
     Args:

@@ -3,18 +3,18 @@
 import keras
 from keras import layers
 
-from keras_noisylb.models.blocks import Blocks, image_input
+from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image_input
 
 
 def AlexNet(
-    num_classes=10,
-    input_shape=(32, 32, 3),
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    dropout=0.5,
-    name="alexnet",
-):
+    num_classes: int = 10,
+    input_shape: ImageShape = (32, 32, 3),
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    dropout: float = 0.5,
+    name: str = "alexnet",
+) -> keras.Model:
     """AlexNet as Hoffer et al. 2017 cut it down for CIFAR (https://arxiv.org/abs/1705.08741).
 
     Twice 64 5x5 filters, 3x3 pooling with stride 2, normalisation and ReLU; then 384 and 192 hidden

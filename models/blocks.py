@@ -1,11 +1,14 @@
 """Pieces that the models share."""
 
+from typing import Literal, get_args
+
 import keras
 from keras import layers
 
 from keras_noisylb.layers import GhostBatchNormalization
 
-NORMALIZATIONS = ("ghost", "batch", None)
+ImageShape = tuple[int, int, int]
+Normalization = Literal["ghost", "batch", None]
 
 
 def image_input(input_shape, smallest=1):
@@ -46,10 +49,11 @@ class Blocks:
         ValueError: for an unknown normalization.
     """
 
-    def __init__(self, normalization, ghost_batch_size, l2):
-        if normalization not in NORMALIZATIONS:
+    def __init__(self, normalization: Normalization, ghost_batch_size: int, l2: float) -> None:
+        allowed = get_args(Normalization)
+        if normalization not in allowed:
             raise ValueError(
-                f"`normalization` must be one of {NORMALIZATIONS}. Received: {normalization!r}"
+                f"`normalization` must be one of {allowed}. Received: {normalization!r}"
             )
         self.normalization = normalization
         self.ghost_batch_size = ghost_batch_size

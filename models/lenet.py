@@ -3,17 +3,17 @@
 import keras
 from keras import layers
 
-from keras_noisylb.models.blocks import Blocks, image_input
+from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image_input
 
 
 def LeNet(
-    num_classes=10,
-    input_shape=(28, 28, 1),
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    name="lenet",
-):
+    num_classes: int = 10,
+    input_shape: ImageShape = (28, 28, 1),
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    name: str = "lenet",
+) -> keras.Model:
     """LeNet with 20 and 50 5x5 filters and 500 hidden units (LeCun et al. 1998, Caffe's form).
 
     Args:

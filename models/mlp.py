@@ -1,19 +1,21 @@
 """Multilayer perceptron."""
 
+from collections.abc import Sequence
+
 import keras
 
-from keras_noisylb.models.blocks import Blocks
+from keras_noisylb.models.blocks import Blocks, Normalization
 
 
 def MLP(
-    num_classes=10,
-    input_shape=(28, 28, 1),
-    hidden_units=(512,) * 5,
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    name="mlp",
-):
+    num_classes: int = 10,
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    hidden_units: Sequence[int] = (512,) * 5,
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    name: str = "mlp",
+) -> keras.Model:
     """Fully connected network; by default F1 of Hoffer et al. 2017, five hidden layers of 512.
 
     Args:

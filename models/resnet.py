@@ -5,19 +5,19 @@ import numbers
 import keras
 from keras import layers
 
-from keras_noisylb.models.blocks import Blocks, image_input
+from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image_input
 
 
 def ResNet(
-    num_classes=10,
-    input_shape=(32, 32, 3),
-    depth=44,
-    width=1,
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    name=None,
-):
+    num_classes: int = 10,
+    input_shape: ImageShape = (32, 32, 3),
+    depth: int = 44,
+    width: int = 1,
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    name: str | None = None,
+) -> keras.Model:
     """Residual network for CIFAR (He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385).
 
     A 3x3 convolution, three stages of n blocks of two 3x3 convolutions with 16, 32 and 64 filters,
@@ -98,13 +98,13 @@ def residual_block(blocks, x, name, halve):
 
 
 def ResNet44(
-    num_classes=10,
-    input_shape=(32, 32, 3),
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    name="resnet44",
-):
+    num_classes: int = 10,
+    input_shape: ImageShape = (32, 32, 3),
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    name: str = "resnet44",
+) -> keras.Model:
     """`ResNet` of depth 44, with 0.66 M parameters; its arguments are explained there.
 
     Example:
@@ -115,13 +115,13 @@ def ResNet44(
 
 
 def ResNet44x2(
-    num_classes=10,
-    input_shape=(32, 32, 3),
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    name="resnet44x2",
-):
+    num_classes: int = 10,
+    input_shape: ImageShape = (32, 32, 3),
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    name: str = "resnet44x2",
+) -> keras.Model:
     """`ResNet` of depth 44 and twice the filters, 2.6 M parameters, for CIFAR-100 in the paper.
 
     Example:

@@ -1,23 +1,25 @@
 """VGG16."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import layers
 
-from keras_noisylb.models.blocks import Blocks, image_input
+from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image_input
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters and number of convolutions
 
 
 def VGG16(
-    num_classes=10,
-    input_shape=(32, 32, 3),
-    dense_units=(),
-    normalization="ghost",
-    ghost_batch_size=128,
-    l2=0.0,
-    dropout=0.5,
-    name="vgg16",
-):
+    num_classes: int = 10,
+    input_shape: ImageShape = (32, 32, 3),
+    dense_units: Sequence[int] = (),
+    normalization: Normalization = "ghost",
+    ghost_batch_size: int = 128,
+    l2: float = 0.0,
+    dropout: float = 0.5,
+    name: str = "vgg16",
+) -> keras.Model:
     """VGG with 13 convolutions in five stages (Simonyan and Zisserman 2014, configuration D).
 
     By default the form that is usual for CIFAR, in which the logits follow the last pooling. That

@@ -189,7 +189,7 @@ def test_missing_shard(copy):
 
 def test_damaged_installation_names_its_mend(copy, monkeypatch):
     (copy / SHARD).write_bytes(b"")
-    monkeypatch.setattr(data.loading, "PACKAGE", tfds.core.Path(copy.parent.parent))
+    monkeypatch.setattr("keras_noisylb.data.prepared.PACKAGE", tfds.core.Path(copy.parent.parent))
     with pytest.raises(OSError, match="Reinstall keras_noisylb"):
         data.load()
 

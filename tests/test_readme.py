@@ -1,26 +1,18 @@
 """README's Python runs as printed, at a reduced number of epochs; imports do as they say."""
 
 import os
-import pathlib
-import re
 import subprocess
 import sys
 
+import code_blocks
 import pytest
 
 import keras_noisylb
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-
 
 def test_readme_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) >= 2
-    code = "\n".join(blocks)
-    assert "epochs=20" in code
-    names = {}
-    exec(compile(code.replace("epochs=20", "epochs=1"), README.name, "exec"), names)
+    names = code_blocks.run(code_blocks.ROOT / "README.md", [("epochs=20", "epochs=1")])
     assert names["model"].optimizer.noise_steps == 3  # a quarter of 10 updates, rounded up
     assert len(names["fisher"]) == len(names["model"].trainable_variables)
 

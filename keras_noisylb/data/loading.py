@@ -4,11 +4,10 @@ import dataclasses
 import os
 
 import numpy as np
-import requests
-import tensorflow_datasets as tfds
+
+from keras_noisylb.types import Examples
 
 BUNDLED = "fashion_mnist_small"
-PACKAGE = tfds.core.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +32,12 @@ _DATASETS = {
 }
 
 
-def names():
+def names() -> list[str]:
     """The data sets that `load` knows."""
     return list(_DATASETS)
 
 
-def info(name):
+def info(name: str) -> DatasetInfo:
     """Image shape and number of classes of a data set, without loading it.
 
     Args:
@@ -59,7 +58,9 @@ def info(name):
     return _DATASETS[name]
 
 
-def load(name="fashion_mnist_small", data_dir=None):
+def load(
+    name: str = BUNDLED, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[Examples, Examples]:
     """Load a data set as arrays.
 
     Pixels are divided by 255; then each channel has the mean of the *training* images subtracted
@@ -89,17 +90,17 @@ def load(name="fashion_mnist_small", data_dir=None):
     ```
     """
     info(name)
-    builder = _builder(name, data_dir)
-    (x_train, y_train), (x_test, y_test) = (_read(builder, part) for part in ("train", "test"))
+    # Here, so that TensorFlow Datasets is imported by those who load a data set only.
+    from keras_noisylb.data.prepared import read
+
+    (x_train, y_train), (x_test, y_test) = read(name, data_dir)
     # Sums over the bytes themselves: `std` would copy the images as float64, 1.2 GB for CIFAR.
     count = x_train[..., 0].size
     mean = x_train.sum(axis=(0, 1, 2), dtype="float64") / count
     square = np.einsum("nhwc,nhwc->c", x_train, x_train, dtype="float64") / count
     std = np.sqrt(square - mean**2)
-    return tuple(
-        (_standardise(x, mean.astype("float32"), std.astype("float32")), y)
-        for x, y in ((x_train, y_train), (x_test, y_test))
-    )
+    mean, std = mean.astype("float32"), std.astype("float32")
+    return (_standardise(x_train, mean, std), y_train), (_standardise(x_test, mean, std), y_test)
 
 
 def _standardise(images, mean, std):
@@ -110,74 +111,7 @@ def _standardise(images, mean, std):
     return images
 
 
-def _builder(name, data_dir):
-    """Opens a prepared copy of any version by its files alone; downloads one if there is none."""
-    if data_dir is None and name == BUNDLED:
-        data_dir = PACKAGE
-    elif data_dir is None:
-        data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    folder = tfds.core.Path(data_dir).expanduser() / name
-    if not _versions(folder):
-        _download(name, folder)
-    directory = folder / str(max(_versions(folder)))
-    try:
-        return tfds.builder_from_directory(directory)
-    except Exception as error:
-        raise OSError(_damaged(directory, "description", error)) from error
-
-
-def _versions(folder):
-    names = [path.parent.name for path in folder.glob("*/dataset_info.json")]
-    return [tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)]
-
-
-def _download(name, folder):
-    if name == BUNDLED:
-        raise FileNotFoundError(
-            f"No prepared copy of {name} in {folder}. It is part of keras_noisylb: leave data_dir "
-            "out, and reinstall keras_noisylb if it is missing there."
-        )
-    url = "the download address"
-    try:
-        builder = tfds.builder(name, data_dir=folder.parent)
-        url = next(iter(builder.url_infos))
-        # Without a network TensorFlow Datasets itself gives up after minutes.
-        requests.head(url, timeout=5)
-        builder.download_and_prepare()
-    except Exception as error:
-        raise FileNotFoundError(
-            f"No prepared copy of {name} in {folder}, and none could be downloaded from {url} "
-            f"({type(error).__name__}: {error}). Either connect to the internet and try again, or "
-            f"copy a prepared TensorFlow Datasets directory to {folder}/<version> (or to another "
-            f"DIRECTORY/{name}/<version>, and pass data_dir=DIRECTORY)."
-        ) from error
-
-
-def _read(builder, part):
-    try:
-        expected = builder.info.splits[part].num_examples
-        # A cached copy would stay in memory beside the array.
-        config = tfds.ReadConfig(try_autocache=False)
-        data = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1, read_config=config))
-        images, labels = data["image"], data["label"]
-    except Exception as error:
-        raise OSError(_damaged(builder.data_path, f"{part} split", error)) from error
-    if len(images) != expected:
-        error = f"{len(images)} of {expected} examples"
-        raise OSError(_damaged(builder.data_path, f"{part} split", error))
-    return images, labels
-
-
-def _damaged(directory, part, error):
-    reason = str(error).rpartition("}} ")[2]  # without the names of TensorFlow's graph nodes
-    if tfds.core.Path(directory).is_relative_to(PACKAGE):
-        mend = "Reinstall keras_noisylb."
-    else:
-        mend = "Delete that directory, then load the data set again or copy it there again."
-    return f"The {part} of the data set in {directory} cannot be read ({reason}). {mend}"
-
-
-def check_arrays(x, y):
+def check_arrays(x: np.ndarray, y: np.ndarray) -> None:
     """Check that images and labels can be trained on.
 
     Args:
@@ -201,7 +135,9 @@ def check_arrays(x, y):
             )
 
 
-def split(x, y, fraction, seed=0):
+def split(
+    x: np.ndarray, y: np.ndarray, fraction: float, seed: int = 0
+) -> tuple[Examples, Examples]:
     """Hold out a part of a training set, with the same proportion of every class.
 
     Args:

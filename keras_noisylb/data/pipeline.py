@@ -6,9 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_noisylb.data.loading import check_arrays
+from keras_noisylb.types import Tensor
 
 
-def random_crop_flip(images, seed, padding=4):
+def random_crop_flip(images: Tensor, seed: Tensor, padding: int = 4) -> Tensor:
     """Random crops of the zero-padded images, each mirrored with probability ½.
 
     The augmentation of the CIFAR experiments (Hoffer et al. 2017). The zeros are those of the
@@ -47,7 +48,9 @@ def random_crop_flip(images, seed, padding=4):
     return tf.ensure_shape(cropped, images.shape)
 
 
-def batches(x, y, batch_size, augment=False, seed=0):
+def batches(
+    x: np.ndarray, y: np.ndarray, batch_size: int, augment: bool = False, seed: int = 0
+) -> tf.data.Dataset:
     """Shuffled batches of a training set, one pass for each epoch of `fit`.
 
     Args:

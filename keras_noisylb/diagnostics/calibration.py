@@ -2,15 +2,17 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
-from scipy import optimize, special
+from numpy.typing import ArrayLike
 
 from keras_noisylb.diagnostics.batches import batched
 from keras_noisylb.diagnostics.folding import fold_batch_norm
 from keras_noisylb.diagnostics.spectrum import Eigenpairs, largest_eigenvalues
+from keras_noisylb.types import Nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Sharpness:
     model: keras.Model
 
 
-def fit_temperature(logits, y):
+def fit_temperature(logits: ArrayLike, y: ArrayLike) -> float:
     """The temperature T at which the cross-entropy of softmax(logits / T) is least.
 
     Temperature scaling of Guo et al. 2017 (https://arxiv.org/abs/1706.04599). The cross-entropy is
@@ -51,6 +53,8 @@ def fit_temperature(logits, y):
     >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]), 6)
     1.820478
     """
+    from scipy import optimize, special  # here, because it takes long to import
+
     logits, y = np.asarray(logits, "float64"), np.asarray(y)
     label_shapes = (logits.shape[:-1], (*logits.shape[:-1], 1), logits.shape)
     if logits.ndim < 2 or logits.shape[-1] < 2 or y.shape not in label_shapes:
@@ -103,8 +107,15 @@ def fit_temperature(logits, y):
 
 
 def sharpness(
-    model, loss, x, y=None, temperature_data=None, fold_temperature=False, batch_size=256, **options
-):
+    model: keras.Model,
+    loss: keras.losses.Loss,
+    x: Any,
+    y: Nested = None,
+    temperature_data: Any = None,
+    fold_temperature: bool = False,
+    batch_size: int = 256,
+    **options: Any,
+) -> Sharpness:
     """The largest Hessian eigenvalue of a calibrated model (Wen et al. 2020, Figure 5b).
 
     As in section 5.3, batch normalisation is folded into the weights (`fold_batch_norm`), a
@@ -164,9 +175,10 @@ def sharpness(
         temperature_data = (x, y)
     elif not isinstance(temperature_data, tuple):
         temperature_data = (temperature_data, None)
+    inputs, targets = temperature_data
     batches = [
         (folded.predict_on_batch(batch[0]), batch[1])
-        for batch in batched(*temperature_data, batch_size)
+        for batch in batched(inputs, targets, batch_size)
     ]
     if not batches:
         raise ValueError("`temperature_data` is empty: there is nothing to fit a temperature on.")

@@ -2,15 +2,17 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
-from scipy import stats
 
 from keras_noisylb.diagnostics.batches import minibatches
 from keras_noisylb.diagnostics.checks import MeanLoss, check_finite, check_model
 from keras_noisylb.diagnostics.minibatches import MinibatchGradients
 from keras_noisylb.diagnostics.progress import progress_bar
+from keras_noisylb.types import Loss, Nested
 
 FEWEST_BATCHES = 5  # the coverage of the interval was tested from here on
 
@@ -45,8 +47,15 @@ class CriticalBatchSize:
 
 
 def critical_batch_size(
-    model, loss, x, y=None, batch_size=None, confidence=0.95, seed=0, verbose=1
-):
+    model: keras.Model,
+    loss: Loss,
+    x: Any,
+    y: Nested = None,
+    batch_size: int | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    verbose: int = 1,
+) -> CriticalBatchSize:
     """The batch size beyond which more examples buy little: the simple gradient noise scale.
 
     B_simple = tr Σ / ‖G‖² (McCandlish et al. 2018, https://arxiv.org/abs/1812.06162, section 2.2),
@@ -106,7 +115,9 @@ def critical_batch_size(
         )
     check_model(model, batches)
     source = MinibatchGradients(model, loss, batches)
-    total, norms, products = None, [], []
+    norms: list[float] = []
+    products: list[float] = []
+    total: Any = None
 
     def add(gradients):
         nonlocal total
@@ -152,6 +163,8 @@ def noise_scale_interval(norms, products, batch_size, confidence=0.95):
     >>> noise_scale_interval([4.0, 4.0, 4.0], [12.0, 12.0, 12.0], batch_size=8).value
     0.0
     """
+    from scipy import stats  # here, because it takes long to import
+
     norms, products = np.asarray(norms, "float64"), np.asarray(products, "float64")
     number, square, sum_norms = len(norms), np.sum(products), np.sum(norms)
 

@@ -1,7 +1,9 @@
 """Frobenius norms of the empirical Fisher and of its diagonal, without the matrix."""
 
 import dataclasses
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,6 +12,7 @@ from keras_noisylb.diagnostics.checks import MeanLoss, check_finite, check_model
 from keras_noisylb.diagnostics.progress import progress_bar
 from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.products import gradients_of
+from keras_noisylb.types import Engine, Loss, Nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +36,19 @@ class FisherNorms:
     block_full: np.ndarray
     block_diagonal: np.ndarray
     block_trace: np.ndarray
-    paths: tuple
+    paths: tuple[str, ...]
     num_examples: int
 
 
-def fisher_norms(model, loss, x, y=None, batch_size=256, engine="auto", verbose=1):
+def fisher_norms(
+    model: keras.Model,
+    loss: Loss,
+    x: Any,
+    y: Nested = None,
+    batch_size: int = 256,
+    engine: Engine = "auto",
+    verbose: int = 1,
+) -> FisherNorms:
     """The Frobenius norms of the full empirical Fisher and of its diagonal (Wen et al. 2020, 5.2).
 
     F = (1/N) Σ_i g_i g_iᵀ (equation 4) over the N examples handed in, as in Figure 5a, and exactly

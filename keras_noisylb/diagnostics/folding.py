@@ -23,7 +23,7 @@ CHANNEL_AXES = {
 }
 
 
-def fold_batch_norm(model):
+def fold_batch_norm(model: keras.Model) -> keras.Model:
     """A copy of `model` with batch normalisation folded into the weights before it.
 
     In inference y = γ (W x + b − μ) / √(σ² + ε) + β is a layer with kernel s W and bias
@@ -49,7 +49,7 @@ def fold_batch_norm(model):
     >>> [v.name for v in fold_batch_norm(keras.Model(inputs, outputs)).variables]
     ['kernel', 'bias']
     """
-    kept = {}
+    kept: dict[str, str] = {}
     folded = _fold(model, kept)
     if kept:
         reasons = "; ".join(f"{name!r} ({reason})" for name, reason in kept.items())

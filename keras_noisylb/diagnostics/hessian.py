@@ -1,5 +1,7 @@
 """The Hessian of a data set's mean loss, as a linear operator."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,6 +9,7 @@ import tensorflow as tf
 from keras_noisylb.diagnostics.batches import EMPTY, batched
 from keras_noisylb.diagnostics.checks import MeanLoss, check_model
 from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.types import Loss, Nested
 
 
 class Hessian:
@@ -44,8 +47,15 @@ class Hessian:
     """
 
     def __init__(
-        self, model, loss, x, y=None, batch_size=256, training=False, regularization=False
-    ):
+        self,
+        model: keras.Model,
+        loss: Loss,
+        x: Any,
+        y: Nested = None,
+        batch_size: int = 256,
+        training: bool = False,
+        regularization: bool = False,
+    ) -> None:
         self.model, self.loss = model, MeanLoss(loss)
         self.training, self.regularization = training, regularization
         self.dataset = batched(x, y, batch_size)
@@ -57,11 +67,11 @@ class Hessian:
         self._add_product = tf.function(self._with_product, input_signature=specs)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """The number of parameters d."""
         return sum(int(np.prod(v.shape)) for v in self.variables)
 
-    def product(self, vectors):
+    def product(self, vectors: list[Any]) -> list[np.ndarray]:
         """H v.
 
         Args:
@@ -104,17 +114,17 @@ class Hessian:
                 )
         return products
 
-    def matvec(self, vector):
+    def matvec(self, vector: np.ndarray) -> np.ndarray:
         """H v for v flattened and concatenated, shape (d,); see `product`."""
         return self.flatten(self.product(self.split(vector)))
 
-    def split(self, vector):
+    def split(self, vector: np.ndarray) -> list[np.ndarray]:
         """Cut a vector of shape (d,) into a list of the variables' shapes."""
         ends = np.cumsum([np.prod(v.shape, dtype=int) for v in self.variables])
         pieces = np.split(vector, ends[:-1])
         return [p.reshape(v.shape) for p, v in zip(pieces, self.variables, strict=True)]
 
-    def flatten(self, vectors):
+    def flatten(self, vectors: list[np.ndarray]) -> np.ndarray:
         """The inverse of `split`."""
         return np.concatenate([np.ravel(vector) for vector in vectors])
 
@@ -147,7 +157,9 @@ class Hessian:
         return loss
 
 
-def hessian_vector_product(model, loss, x, y, vectors, **options):
+def hessian_vector_product(
+    model: keras.Model, loss: Loss, x: Any, y: Nested, vectors: list[Any], **options: Any
+) -> list[np.ndarray]:
     """The product of the Hessian of a data set's mean loss with a vector.
 
     For several products make a `Hessian` once and call its `product`: tracing the model takes

@@ -1,7 +1,5 @@
 """The progress bar of everything that takes long."""
 
-from rich import progress
-
 
 def progress_bar(verbose):
     """A progress bar on the terminal.
@@ -12,6 +10,8 @@ def progress_bar(verbose):
     Returns:
         A `rich.progress.Progress`, to be used as a context manager.
     """
+    from rich import progress  # here, because it takes long to import
+
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),

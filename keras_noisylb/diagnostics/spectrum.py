@@ -2,12 +2,14 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
+import keras
 import numpy as np
-import scipy.sparse.linalg
 
 from keras_noisylb.diagnostics.hessian import Hessian
 from keras_noisylb.diagnostics.progress import progress_bar
+from keras_noisylb.types import Loss, Nested
 
 KRYLOV_SIZE = 20  # scipy's own smallest, and what ARPACK keeps in memory
 
@@ -24,7 +26,7 @@ class Eigenpairs:
     """
 
     eigenvalues: np.ndarray
-    eigenvectors: list
+    eigenvectors: list[list[np.ndarray]]
     residuals: np.ndarray
     num_products: int
 
@@ -45,8 +47,17 @@ class TraceEstimate:
 
 
 def largest_eigenvalues(
-    model, loss, x, y=None, k=1, tolerance=1e-4, max_products=500, seed=0, verbose=1, **options
-):
+    model: keras.Model,
+    loss: Loss,
+    x: Any,
+    y: Nested = None,
+    k: int = 1,
+    tolerance: float = 1e-4,
+    max_products: int = 500,
+    seed: int = 0,
+    verbose: int = 1,
+    **options: Any,
+) -> Eigenpairs:
     """The largest eigenvalues of the Hessian of a data set's mean loss.
 
     By the implicitly restarted Lanczos method of `scipy.sparse.linalg.eigsh`, which keeps
@@ -78,6 +89,8 @@ def largest_eigenvalues(
     print(pairs.eigenvalues, pairs.residuals)
     ```
     """
+    import scipy.sparse.linalg  # here, because it takes long to import
+
     hessian = Hessian(model, loss, x, y, **options)
     size, krylov_size = hessian.size, max(2 * k + 1, KRYLOV_SIZE)
     if not 1 <= k <= size:
@@ -114,13 +127,21 @@ def largest_eigenvalues(
         values, vectors = values[order], vectors[:, order].T
     pairs = zip(values, vectors, strict=True)
     residuals = [np.linalg.norm(hessian.matvec(vector) - value * vector) for value, vector in pairs]
-    vectors = [hessian.split(vector) for vector in vectors]
-    return Eigenpairs(values, vectors, np.array(residuals), count + k)
+    eigenvectors = [hessian.split(vector) for vector in vectors]
+    return Eigenpairs(values, eigenvectors, np.array(residuals), count + k)
 
 
 def hessian_trace(
-    model, loss, x, y=None, tolerance=0.05, max_samples=100, seed=0, verbose=1, **options
-):
+    model: keras.Model,
+    loss: Loss,
+    x: Any,
+    y: Nested = None,
+    tolerance: float = 0.05,
+    max_samples: int = 100,
+    seed: int = 0,
+    verbose: int = 1,
+    **options: Any,
+) -> TraceEstimate:
     """The trace of the Hessian of a data set's mean loss.
 
     Hutchinson's estimator: the mean of zᵀ H z over vectors z of random signs, with variance
@@ -155,7 +176,8 @@ def hessian_trace(
             f"A standard error needs at least 2 samples. Received: max_samples={max_samples}"
         )
     hessian = Hessian(model, loss, x, y, **options)
-    rng, samples, error = np.random.default_rng(seed), [], np.inf
+    rng, error = np.random.default_rng(seed), np.inf
+    samples: list[float] = []
     with progress_bar(verbose) as bar:
         task = bar.add_task("Hutchinson samples", total=max_samples)
         while len(samples) < max_samples:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,6 +13,7 @@ from keras_noisylb.diagnostics.checks import check_finite, check_model, checked_
 from keras_noisylb.diagnostics.minibatches import MinibatchGradients
 from keras_noisylb.diagnostics.progress import progress_bar
 from keras_noisylb.noise.base import Noise, positive_integer
+from keras_noisylb.types import Loss, Nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,23 +36,23 @@ class GradientVariance:
     block_variance: np.ndarray
     block_standard_error: np.ndarray
     sizes: np.ndarray
-    paths: tuple
+    paths: tuple[str, ...]
     batch_size: int
     num_draws: int
 
 
 def gradient_variance(
-    model,
-    loss,
-    x,
-    y=None,
-    batch_size=None,
-    noise=None,
-    draws=100,
-    seed=0,
-    num_microbatches=1,
-    verbose=1,
-):
+    model: keras.Model,
+    loss: Loss,
+    x: Any,
+    y: Nested = None,
+    batch_size: int | None = None,
+    noise: Noise | None = None,
+    draws: int = 100,
+    seed: int = 0,
+    num_microbatches: int = 1,
+    verbose: int = 1,
+) -> GradientVariance:
     """The variance of one update's gradient over minibatches and noise (Wen et al. 2020, Figure 2).
 
     That is tr Cov(G) averaged over parameters, G being the gradient (and noise) of one update in

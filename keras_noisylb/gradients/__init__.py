@@ -9,11 +9,12 @@ from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import layerwise_layers, squares
 from keras_noisylb.gradients.objective import Objective
 from keras_noisylb.gradients.rules import RULES, LayerRule
+from keras_noisylb.types import Conv, Engine, Loss, Nested, Sampler, Tensor
 
 __all__ = ["RULES", "LayerRule", "diagonal_fisher", "objective", "per_example_gradients"]
 
 
-def objective(model, loss, labels=None):
+def objective(model: keras.Model, loss: Loss, labels: Sampler | None = None) -> Objective:
     """The objective of a model and a Keras loss.
 
     Args:
@@ -55,7 +56,14 @@ def _prepare(model, loss, x, y, sample_weight):
     return target, x, y, sample_weight
 
 
-def per_example_gradients(model, loss, x, y, sample_weight=None, engine="auto"):
+def per_example_gradients(
+    model: keras.Model,
+    loss: Loss,
+    x: Nested,
+    y: Nested,
+    sample_weight: Nested = None,
+    engine: Engine = "auto",
+) -> list[Tensor]:
     """The gradient of every example's loss.
 
     g_i is example i's contribution to the gradient of the batch loss, times M, so that the mean
@@ -93,8 +101,15 @@ def per_example_gradients(model, loss, x, y, sample_weight=None, engine="auto"):
 
 
 def diagonal_fisher(
-    model, loss, x, y, sample_weight=None, engine="auto", max_examples=None, conv="exact"
-):
+    model: keras.Model,
+    loss: Loss,
+    x: Nested,
+    y: Nested,
+    sample_weight: Nested = None,
+    engine: Engine = "auto",
+    max_examples: int | None = None,
+    conv: Conv = "exact",
+) -> list[Tensor]:
     """The diagonal of the empirical Fisher: the mean over examples of g_i², per coordinate.
 
     See `per_example_gradients` for g_i. No per-example tensor is held whole: memory is that of one

@@ -14,7 +14,7 @@ from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 # first axis of another size is known not to be that of the examples.
 _EXAMPLES = 8191
 
-_cache = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[keras.Model, dict] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)

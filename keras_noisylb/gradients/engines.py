@@ -3,6 +3,8 @@
 import warnings
 import weakref
 
+import keras
+
 from keras_noisylb.gradients import vectorized
 from keras_noisylb.gradients.coverage import coverage
 from keras_noisylb.gradients.kronecker import KroneckerFactors, factored_places
@@ -10,7 +12,7 @@ from keras_noisylb.gradients.layerwise import LayerwiseSquares
 from keras_noisylb.gradients.statistic import Gradient
 from keras_noisylb.gradients.vectors import Split, Weighted
 
-_warned = weakref.WeakSet()
+_warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
 def layerwise_layers(model, x, engine="auto", conv="exact"):

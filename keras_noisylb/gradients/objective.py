@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.types import Nested, Sampler, Tensor
 
 
 def call_model(model, x, training=True):
@@ -56,17 +57,17 @@ class Objective:
     """
 
     model: keras.Model
-    total_loss: Callable
-    scale: Callable = lambda loss: loss
+    total_loss: Callable[..., Tensor]
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss
     extra_weight: float = 1.0
-    labels: Callable | None = None
+    labels: Sampler | None = None
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """The model's trainable variables: the order of every list of gradients."""
         return self.model.trainable_variables
 
-    def own_losses(self, losses):
+    def own_losses(self, losses: list[Tensor]) -> Tensor | None:
         """The sum of some of the model's own losses as the total loss holds it, or `None`."""
         if not losses:
             return None
@@ -74,7 +75,7 @@ class Objective:
         total = tf.add_n([tf.cast(tf.reduce_sum(term), dtype) for term in losses])
         return total * self.extra_weight
 
-    def parts(self, batch, y, y_pred):
+    def parts(self, batch: Batch, y: Nested, y_pred: Nested) -> tuple[Tensor, Tensor | None]:
         """The loss of the whole batch, in which only the chunk's outputs can be differentiated.
 
         Args:
@@ -97,7 +98,7 @@ class Objective:
             loss = loss - tf.cast(regularisers, loss.dtype)
         return loss, regularisers
 
-    def reported_loss(self, batch, y_pred, extra_loss):
+    def reported_loss(self, batch: Batch, y_pred: Nested, extra_loss: Tensor | None) -> Tensor:
         """The loss of the whole batch, counted in the loss' metrics.
 
         Args:

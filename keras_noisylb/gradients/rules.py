@@ -8,6 +8,7 @@ times the gradient of the batch loss with respect to it, so that its i-th row ma
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -27,11 +28,11 @@ class LayerRule:
         applies: function `layer -> bool`, false for configurations that the rule cannot treat.
     """
 
-    gradients: Callable
+    gradients: Callable[..., dict[str, Any]]
     variables: tuple[str, ...]
-    applies: Callable = lambda layer: True
+    applies: Callable[[keras.layers.Layer], bool] = lambda layer: True
 
-    def covered(self, layer):
+    def covered(self, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
         """`{attribute: variable}` for the layer's trainable variables that the rule covers."""
         if not self.applies(layer):
             return {}
@@ -42,14 +43,14 @@ class LayerRule:
 class LayerRules:
     """Rules by layer class. A subclass has no rule unless it is registered: it may differ."""
 
-    def __init__(self):
-        self._rules = {}
+    def __init__(self) -> None:
+        self._rules: dict[type, LayerRule] = {}
 
-    def register(self, layer_class, rule):
+    def register(self, layer_class: type, rule: LayerRule) -> None:
         """Use `rule` for layers whose class is exactly `layer_class`."""
         self._rules[layer_class] = rule
 
-    def get(self, layer):
+    def get(self, layer: keras.layers.Layer) -> LayerRule | None:
         """The rule for `layer`, or `None`."""
         return self._rules.get(type(layer))
 
@@ -137,7 +138,7 @@ def _trailing(layer, gradient, variable):
     return tf.transpose(gradient, others + axes), tuple(variable.shape)
 
 
-def default_rules():
+def default_rules() -> LayerRules:
     """Rules for the layers of Keras, and of this package, that can be treated layer by layer.
 
     Returns:

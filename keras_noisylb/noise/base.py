@@ -1,12 +1,15 @@
 """What all noises share: the scale of the paper's equations 5 and 6, and the base classes."""
 
 import numbers
+from typing import Any, Self, get_args
 
 import keras
 from keras import ops
 
+from keras_noisylb.types import Fisher, Nested, Sampler, Scalar, Tensor
 
-def noise_scale(large_batch_size, small_batch_size):
+
+def noise_scale(large_batch_size: Scalar, small_batch_size: Scalar) -> Tensor:
     """Standard deviation that the noise of one large-batch update needs, per unit of √F.
 
     Averaging M examples leaves a gradient variance F / M. Noise of variance
@@ -47,14 +50,14 @@ class Noise:
         update_every: number of updates for which one statistic is used.
     """
 
-    statistic = None
-    fisher = "empirical"
-    sampler = None
-    small_batch_size = None
-    shared = False
-    update_every = 1
+    statistic: str
+    fisher: Fisher = "empirical"
+    sampler: Sampler | None = None
+    small_batch_size: int | None = None
+    shared: bool = False
+    update_every: int = 1
 
-    def amplitude(self, num_examples, parts, unit):
+    def amplitude(self, num_examples: Scalar, parts: int, unit: Scalar) -> Scalar:
         """What the sample of one part of the batch is multiplied by.
 
         The parts' gradients are averaged to the gradient of the update, each with a noise of its
@@ -70,7 +73,7 @@ class Noise:
         """
         raise NotImplementedError
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         """Draw one sample of the noise.
 
         Args:
@@ -84,11 +87,11 @@ class Noise:
         """
         raise NotImplementedError
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         raise NotImplementedError
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**config)
 
 
@@ -127,17 +130,18 @@ def not_negative(name, value, meaning):
         )
 
 
-def one_of(name, value, allowed):
+def one_of(name, value, options):
     """Check that an argument has one of its allowed values.
 
     Args:
         name: the argument.
         value: what was received.
-        allowed: the values that it may have.
+        options: the `Literal` type of the values that it may have.
 
     Raises:
         ValueError: otherwise.
     """
+    allowed = get_args(options)
     if value not in allowed:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}"

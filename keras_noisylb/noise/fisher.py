@@ -1,5 +1,7 @@
 """Noise with the covariance of the Fisher: its diagonal (the paper's method), all, its trace."""
 
+from typing import Any, Self
+
 import keras
 from keras import ops
 
@@ -11,6 +13,16 @@ from keras_noisylb.noise.base import (
     positive_integer,
     scaled,
     serializable,
+)
+from keras_noisylb.types import (
+    Conv,
+    Engine,
+    Estimator,
+    Fisher,
+    Nested,
+    Sampler,
+    Scalar,
+    VectorEstimator,
 )
 
 
@@ -28,10 +40,16 @@ class FisherNoise(Noise):
         ValueError: for an argument outside of these values.
     """
 
-    def __init__(self, small_batch_size, fisher="empirical", sampler=None, multiplier=1.0):
+    def __init__(
+        self,
+        small_batch_size: int,
+        fisher: Fisher = "empirical",
+        sampler: Sampler | None = None,
+        multiplier: float = 1.0,
+    ) -> None:
         positive_integer("small_batch_size", small_batch_size, "the batch size to imitate")
         not_negative("multiplier", multiplier, "where 1 is the paper's noise")
-        one_of("fisher", fisher, ("empirical", "true"))
+        one_of("fisher", fisher, Fisher)
         if sampler is not None and (fisher != "true" or not callable(sampler)):
             raise ValueError(
                 "`sampler` must be a function (y, y_pred, draws) -> y, and goes with "
@@ -42,11 +60,11 @@ class FisherNoise(Noise):
         self.sampler = sampler
         self.multiplier = multiplier
 
-    def amplitude(self, num_examples, parts, unit):
+    def amplitude(self, num_examples: Scalar, parts: int, unit: Scalar) -> Scalar:
         scale = noise_scale(parts * num_examples, self.small_batch_size)
         return self.multiplier * parts**0.5 * scale
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         sampler = self.sampler
         return {
             "small_batch_size": self.small_batch_size,
@@ -56,7 +74,7 @@ class FisherNoise(Noise):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         if config.get("sampler") is not None:
             config["sampler"] = keras.saving.deserialize_keras_object(config["sampler"])
@@ -85,19 +103,19 @@ class EstimatedFisherNoise(FisherNoise):
 
     def __init__(
         self,
-        small_batch_size,
-        estimator="per_example",
-        fisher="empirical",
-        engine="auto",
-        max_examples=None,
-        conv="exact",
-        multiplier=1.0,
-        sampler=None,
-    ):
+        small_batch_size: int,
+        estimator: Estimator = "per_example",
+        fisher: Fisher = "empirical",
+        engine: Engine = "auto",
+        max_examples: int | None = None,
+        conv: Conv = "exact",
+        multiplier: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> None:
         super().__init__(small_batch_size, fisher, sampler, multiplier)
-        one_of("estimator", estimator, ("per_example", "weighted", "split"))
-        one_of("engine", engine, ("auto", "layerwise", "vectorized_map"))
-        one_of("conv", conv, ("exact", "uncorrelated"))
+        one_of("estimator", estimator, Estimator)
+        one_of("engine", engine, Engine)
+        one_of("conv", conv, Conv)
         if conv == "uncorrelated" and engine == "vectorized_map":
             raise ValueError(
                 'conv="uncorrelated" is a formula for single layers, but engine="vectorized_map" '
@@ -122,16 +140,13 @@ class EstimatedFisherNoise(FisherNoise):
                 'anyway, those of the data\'s labels. Use estimator="weighted" or "per_example" '
                 'with fisher="true".'
             )
+        self.statistic = "squares" if estimator == "per_example" else estimator
         self.estimator = estimator
         self.engine = engine
         self.max_examples = max_examples
         self.conv = conv
 
-    @property
-    def statistic(self):
-        return "squares" if self.estimator == "per_example" else self.estimator
-
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "estimator": self.estimator,
@@ -180,7 +195,7 @@ class DiagonalFisher(EstimatedFisherNoise):
     ```
     """
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         if self.estimator == "per_example":
             return diagonal_sample(statistic, amplitude, draws)
         signed = [None if v is None else v * draws.signs(v.shape, v.dtype) for v in statistic]
@@ -213,23 +228,23 @@ class FullFisher(EstimatedFisherNoise):
 
     def __init__(
         self,
-        small_batch_size,
-        estimator="weighted",
-        fisher="empirical",
-        multiplier=1.0,
-        sampler=None,
-    ):
-        one_of("estimator", estimator, ("weighted", "split"))
+        small_batch_size: int,
+        estimator: VectorEstimator = "weighted",
+        fisher: Fisher = "empirical",
+        multiplier: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> None:
+        one_of("estimator", estimator, VectorEstimator)
         super().__init__(
             small_batch_size, estimator, fisher, multiplier=multiplier, sampler=sampler
         )
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         # The halves of data in a fixed order differ in a fixed direction; the sign has mean zero.
         sign = draws.signs((), "float32")
         return scaled(statistic, amplitude * sign)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in ("engine", "max_examples", "conv"):
             del config[name]
@@ -259,7 +274,7 @@ class FisherTrace(EstimatedFisherNoise):
     ```
     """
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         known = [s for s in statistic if s is not None]
         squares = known if self.estimator == "per_example" else [ops.square(v) for v in known]
         total = sum(ops.cast(ops.sum(s), "float32") for s in squares)

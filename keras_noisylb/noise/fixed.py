@@ -1,8 +1,13 @@
 """Noises with a size of their own, to compare the Fisher's with."""
 
+from typing import Any, Literal
+
 from keras import ops
 
 from keras_noisylb.noise.base import Noise, not_negative, one_of, scaled, serializable
+from keras_noisylb.types import Nested, Scalar
+
+Form = Literal["coordinate", "example"]
 
 
 class FixedNoise(Noise):
@@ -15,11 +20,11 @@ class FixedNoise(Noise):
         ValueError: if `sigma` is not a number, or negative.
     """
 
-    def __init__(self, sigma):
+    def __init__(self, sigma: float) -> None:
         not_negative("sigma", sigma, "the noise's standard deviation")
         self.sigma = sigma
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"sigma": self.sigma}
 
 
@@ -41,10 +46,10 @@ class Isotropic(FixedNoise):
 
     statistic = "gradient"
 
-    def amplitude(self, num_examples, parts, unit):
+    def amplitude(self, num_examples: Scalar, parts: int, unit: Scalar) -> Scalar:
         return self.sigma * parts**0.5 * unit
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         noise = [None if g is None else draws.normal(g.shape, g.dtype) for g in statistic]
         return scaled(noise, amplitude)
 
@@ -71,30 +76,24 @@ class Multiplicative(FixedNoise):
     ```
     """
 
-    def __init__(self, sigma, form="coordinate"):
+    def __init__(self, sigma: float, form: Form = "coordinate") -> None:
         super().__init__(sigma)
-        one_of("form", form, ("coordinate", "example"))
+        one_of("form", form, Form)
         self.form = form
+        self.shared = form == "coordinate"
+        self.statistic = "gradient" if self.shared else "weighted"
 
-    @property
-    def statistic(self):
-        return "gradient" if self.form == "coordinate" else "weighted"
-
-    @property
-    def shared(self):
-        return self.form == "coordinate"
-
-    def amplitude(self, num_examples, parts, unit):
+    def amplitude(self, num_examples: Scalar, parts: int, unit: Scalar) -> Scalar:
         if self.form == "coordinate":
             return self.sigma
         # The weighted vector is divided by √M, the mean of the examples' noise by M.
         return self.sigma * ops.rsqrt(ops.maximum(ops.cast(num_examples, "float32"), 1.0))
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         if self.form == "example":
             return scaled(statistic, amplitude)
         noise = [None if g is None else g * draws.normal(g.shape, g.dtype) for g in statistic]
         return scaled(noise, amplitude)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "form": self.form}

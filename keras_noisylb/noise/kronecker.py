@@ -1,9 +1,12 @@
 """Noise with a Kronecker-factored covariance for each layer."""
 
+from typing import Any
+
 from keras import ops
 
 from keras_noisylb.noise.base import not_negative, positive_integer, scaled, serializable
 from keras_noisylb.noise.fisher import FisherNoise, diagonal_sample
+from keras_noisylb.types import Fisher, Nested, Sampler, Scalar
 
 
 @serializable
@@ -41,14 +44,14 @@ class KroneckerFactored(FisherNoise):
 
     def __init__(
         self,
-        small_batch_size,
-        fisher="empirical",
-        damping=0.01,
-        update_every=1,
-        max_examples=None,
-        multiplier=1.0,
-        sampler=None,
-    ):
+        small_batch_size: int,
+        fisher: Fisher = "empirical",
+        damping: float = 0.01,
+        update_every: int = 1,
+        max_examples: int | None = None,
+        multiplier: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> None:
         super().__init__(small_batch_size, fisher, sampler, multiplier)
         not_negative("damping", damping, "a part of each factor's mean eigenvalue")
         if damping == 0:
@@ -63,7 +66,7 @@ class KroneckerFactored(FisherNoise):
         self.update_every = update_every
         self.max_examples = max_examples
 
-    def sample(self, statistic, amplitude, draws):
+    def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:
         squares, roots = statistic
         matrices = []
         for root_a, root_g in roots:
@@ -71,7 +74,7 @@ class KroneckerFactored(FisherNoise):
             matrices.append(ops.matmul(ops.matmul(root_a, z), ops.transpose(root_g)))
         return diagonal_sample(squares, amplitude, draws), scaled(matrices, amplitude)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "damping": self.damping,

@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_noisylb.quadratic.problem import Quadratic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +26,14 @@ class ConvergenceBound:
     gamma: float
     smallest_eigenvalue: float
 
-    def __call__(self, k):
+    def __call__(self, k: float | np.ndarray) -> Any:
         return self.nu / (k + self.gamma)
 
-    def step_size(self, k):
+    def step_size(self, k: float | np.ndarray) -> Any:
         """α_k, for an integer or an array of them."""
         return 2 / ((k + self.gamma) * self.smallest_eigenvalue)
 
-    def steps_to_reach(self, loss):
+    def steps_to_reach(self, loss: float) -> int:
         """Smallest k at which the bound is at most `loss` > 0: Table 1, predicted."""
         if not loss > 0:
             raise ValueError(
@@ -38,7 +42,9 @@ class ConvergenceBound:
         return max(0, math.ceil(self.nu / loss - self.gamma))
 
 
-def theorem_bound(quadratic, start, gamma=None):
+def theorem_bound(
+    quadratic: Quadratic, start: ArrayLike, gamma: float | None = None
+) -> ConvergenceBound:
     """The bound of Theorem 4.1: ν = max(2 Tr(Cᵀ A C) / λ_min², γ L(θ_0)).
 
     The theorem asks for α_k ≤ 1 / λ_max; its proof needs that from k = 0 on, with α_0 the
@@ -74,7 +80,9 @@ def theorem_bound(quadratic, start, gamma=None):
     )
 
 
-def variance_bound(quadratic, start, gamma=None):
+def variance_bound(
+    quadratic: Quadratic, start: ArrayLike, gamma: float | None = None
+) -> ConvergenceBound:
     """A bound by the total variance: ν = Σ_i max(2 r_i v_i / ((2 r_i - 1) λ_min), γ L_i(θ_0)).
 
     Theorem 4.1's induction, along one eigenvector p_i of A at a time: r_i = λ_i / λ_min, v_i is
@@ -102,7 +110,7 @@ def variance_bound(quadratic, start, gamma=None):
     return ConvergenceBound(nu, gamma, float(values[0]))
 
 
-def rate_constant(quadratic):
+def rate_constant(quadratic: Quadratic) -> float:
     """Limit of (k + γ) E[L(θ_k)] under the theorem's step sizes, whatever γ and θ_0 are.
 
     It is (2 / λ_min) Σ_i v_i λ_i / (4 λ_i - λ_min), v_i being the variance of the noise along

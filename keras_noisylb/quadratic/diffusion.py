@@ -1,11 +1,15 @@
 """A.2: the continuous-time limit dθ = -A θ dt + √α C dW, and its uniform stability."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_noisylb.quadratic.problem import Quadratic
 
 
-def diffusion_mean(quadratic, time, start):
+def diffusion_mean(quadratic: Quadratic, time: ArrayLike, start: ArrayLike) -> np.ndarray:
     """E[θ(t)] = e^{-A t} θ_0.
 
     Args:
@@ -24,7 +28,7 @@ def diffusion_mean(quadratic, time, start):
     return (decay * (basis.T @ quadratic.check_start(start))) @ basis.T
 
 
-def diffusion_covariance(quadratic, time, step_size):
+def diffusion_covariance(quadratic: Quadratic, time: ArrayLike, step_size: float) -> np.ndarray:
     """Σ(t) = α ∫_0^t e^{-A u} C Cᵀ e^{-A u} du, the covariance of θ(t) (Wen et al. 2020, Eq. 17).
 
     It solves the Lyapunov equation dΣ/dt = -(A Σ + Σ A) + α C Cᵀ, Σ(0) = 0; the integral is done
@@ -60,7 +64,9 @@ def diffusion_covariance(quadratic, time, step_size):
     return quadratic.scale_noise(step_size * integral)
 
 
-def squared_hellinger(mean, covariance, other_mean, other_covariance):
+def squared_hellinger(
+    mean: ArrayLike, covariance: ArrayLike, other_mean: ArrayLike, other_covariance: ArrayLike
+) -> float:
     """Squared Hellinger distance between two Gaussians, in [0, 1] (Wen et al. 2020, Eq. 18).
 
     H² = 1 - |Σ|^¼ |Σ'|^¼ |S|^-½ exp(-⅛ (μ - μ')ᵀ S⁻¹ (μ - μ')) with S = (Σ + Σ') / 2: one minus
@@ -94,7 +100,7 @@ def squared_hellinger(mean, covariance, other_mean, other_covariance):
     return float(max(0.0, -np.expm1(log_affinity)))
 
 
-def uniform_stability(gaussians):
+def uniform_stability(gaussians: Iterable[tuple[ArrayLike, ArrayLike]]) -> float:
     """The stability bound of Eq. 16: the largest √H² among the laws of θ for several data sets.
 
     The expectations of a loss with values in [0, R] under any two of these laws differ by at most

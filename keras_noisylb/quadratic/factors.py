@@ -1,9 +1,14 @@
 """Noise factors: the paper's choices of C for a Fisher matrix."""
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
+
+Structure = Literal["full", "diagonal", "trace", "none"]
 
 
-def noise_factor(fisher, structure, multiplier=1.0):
+def noise_factor(fisher: ArrayLike, structure: Structure, multiplier: float = 1.0) -> np.ndarray:
     """A factor C of the noise covariance, from a Fisher matrix (on the quadratic, the Hessian).
 
     "full" is the symmetric √F (Eq. 5), "diagonal" √(diag F) (Eq. 6), "trace" √(Tr(F) / d) I and
@@ -24,8 +29,8 @@ def noise_factor(fisher, structure, multiplier=1.0):
     >>> noise_factor([[4.0, 1.0], [1.0, 9.0]], "diagonal").tolist()
     [[2.0, 0.0], [0.0, 3.0]]
     """
-    fisher = symmetric("fisher", fisher)
-    values, basis = np.linalg.eigh(fisher)
+    matrix = symmetric("fisher", fisher)
+    values, basis = np.linalg.eigh(matrix)
     if values[0] < -1e-10 * abs(values[-1]):
         raise ValueError(
             "`fisher` must be positive semi-definite, as a mean of g gᵀ is. Received the "
@@ -34,9 +39,9 @@ def noise_factor(fisher, structure, multiplier=1.0):
     if structure == "full":
         return multiplier * (basis * np.sqrt(np.maximum(values, 0))) @ basis.T
     diagonals = {
-        "diagonal": np.diagonal(fisher),
-        "trace": np.full(len(fisher), np.trace(fisher) / len(fisher)),
-        "none": np.zeros(len(fisher)),
+        "diagonal": np.diagonal(matrix),
+        "trace": np.full(len(matrix), np.trace(matrix) / len(matrix)),
+        "none": np.zeros(len(matrix)),
     }
     if structure not in diagonals:
         raise ValueError(

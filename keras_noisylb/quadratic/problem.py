@@ -4,13 +4,18 @@ import dataclasses
 import itertools
 import math
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_noisylb.quadratic.factors import symmetric
 
+StepSize = float | Callable[[int], float]
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Quadratic:
     """L(θ) = ½ θᵀ A θ, minimised with noisy gradients: θ ← θ - α A θ + α C ξ.
 
@@ -45,23 +50,23 @@ class Quadratic:
     eigenvalues: np.ndarray = dataclasses.field(init=False, repr=False)
     eigenvectors: np.ndarray = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self):
-        hessian = symmetric("hessian", self.hessian)
-        eigenvalues, eigenvectors = np.linalg.eigh(hessian)
-        if not eigenvalues[0] > len(hessian) * np.finfo("float64").eps * eigenvalues[-1]:
+    def __init__(self, hessian: ArrayLike, noise_factor: ArrayLike) -> None:
+        matrix = symmetric("hessian", hessian)
+        eigenvalues, eigenvectors = np.linalg.eigh(matrix)
+        if not eigenvalues[0] > len(matrix) * np.finfo("float64").eps * eigenvalues[-1]:
             raise ValueError(
                 "`hessian` must be positive definite; add a multiple of the identity if it is "
                 f"only semi-definite. Received eigenvalues from {eigenvalues[0]:.3g} to "
                 f"{eigenvalues[-1]:.3g}"
             )
-        factor = np.array(self.noise_factor, dtype="float64")
-        if factor.ndim != 2 or len(factor) != len(hessian) or not np.isfinite(factor).all():
+        factor = np.array(noise_factor, dtype="float64")
+        if factor.ndim != 2 or len(factor) != len(matrix) or not np.isfinite(factor).all():
             raise ValueError(
-                f"`noise_factor` must be a finite matrix with {len(hessian)} rows, as `hessian` "
+                f"`noise_factor` must be a finite matrix with {len(matrix)} rows, as `hessian` "
                 f"has; `numpy.eye` or `noise_factor()` make one. Received: shape {factor.shape}"
             )
         for name, array in [
-            ("hessian", hessian),
+            ("hessian", matrix),
             ("noise_factor", factor),
             ("eigenvalues", eigenvalues),
             ("eigenvectors", eigenvectors),
@@ -70,23 +75,30 @@ class Quadratic:
             object.__setattr__(self, name, array)
 
     @property
-    def noise_covariance(self):
+    def noise_covariance(self) -> np.ndarray:
         """C Cᵀ, shape (d, d)."""
         return self.noise_factor @ self.noise_factor.T
 
     @property
-    def noise_variances(self):
+    def noise_variances(self) -> np.ndarray:
         """Variance of the gradient noise along each eigenvector of A, shape (d,)."""
         return np.sum((self.eigenvectors.T @ self.noise_factor) ** 2, axis=1)
 
-    def loss(self, theta):
+    def loss(self, theta: ArrayLike) -> Any:
         """L(θ) of points of shape (..., d), an array of shape (...)."""
         theta = np.asarray(theta, dtype="float64")
         return 0.5 * np.sum((theta @ self.hessian) * theta, axis=-1)
 
     def simulate(
-        self, start, steps, step_size, runs=1, every=1, seed=None, draw=np.random.Generator.normal
-    ):
+        self,
+        start: ArrayLike,
+        steps: int,
+        step_size: StepSize,
+        runs: int = 1,
+        every: int = 1,
+        seed: int | None = None,
+        draw: Callable[..., np.ndarray] = np.random.Generator.normal,
+    ) -> np.ndarray:
         """Run the algorithm several times, independently.
 
         Args:
@@ -117,7 +129,9 @@ class Quadratic:
                 kept.append(theta)
         return np.stack(kept)
 
-    def moments(self, start, steps, step_size):
+    def moments(
+        self, start: ArrayLike, steps: int, step_size: StepSize
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Exact mean and covariance of θ_k, k = 0, ..., `steps`.
 
         m_{k+1} = (I - α_k A) m_k and S_{k+1} = (I - α_k A) S_k (I - α_k A) + α_k² C Cᵀ.
@@ -143,7 +157,7 @@ class Quadratic:
             covariances.append(contraction @ covariances[-1] @ contraction + alpha**2 * noise)
         return np.stack(means), np.stack(covariances)
 
-    def expected_losses(self, start, steps, step_size):
+    def expected_losses(self, start: ArrayLike, steps: int, step_size: StepSize) -> np.ndarray:
         """Exact E[L(θ_k)], k = 0, ..., `steps`, an array of shape (steps + 1,).
 
         Along eigenvector p_i, s = E[(p_iᵀ θ)²] obeys s ← (1 - α λ_i)² s + α² p_iᵀ C Cᵀ p_i, and
@@ -163,7 +177,9 @@ class Quadratic:
         _check_counts(0, steps=steps)
         return np.array(list(itertools.islice(self._losses(start, step_size), steps + 1)))
 
-    def steps_to_reach(self, loss, start, step_size, max_steps=1_000_000):
+    def steps_to_reach(
+        self, loss: float, start: ArrayLike, step_size: StepSize, max_steps: int = 1_000_000
+    ) -> int:
         """Number of updates after which E[L(θ_k)] is first at most `loss`: Table 1, measured.
 
         Args:
@@ -188,7 +204,7 @@ class Quadratic:
             f"{expected:.3g} then. Give a larger `loss` or `max_steps`, or smaller step sizes"
         )
 
-    def stationary_covariance(self, step_size):
+    def stationary_covariance(self, step_size: float) -> np.ndarray:
         """Covariance of θ_k as k → ∞ at a constant step size.
 
         It solves A S + S A - α A S A = α C Cᵀ.
@@ -212,18 +228,18 @@ class Quadratic:
         rates -= step_size * np.outer(self.eigenvalues, self.eigenvalues)
         return self.scale_noise(step_size / rates)
 
-    def scale_noise(self, factors):
+    def scale_noise(self, factors: np.ndarray) -> np.ndarray:
         """C Cᵀ with its entries in the eigenbasis of A multiplied by `factors` (..., d, d)."""
         basis = self.eigenvectors
         return basis @ (factors * (basis.T @ self.noise_covariance @ basis)) @ basis.T
 
-    def check_start(self, start):
+    def check_start(self, start: ArrayLike) -> np.ndarray:
         """The start as a float64 array of shape (d,), or a ValueError."""
         array = np.array(start, dtype="float64")
         if array.shape != (len(self.hessian),) or not np.isfinite(array).all():
             raise ValueError(
                 f"`start` must be {len(self.hessian)} finite numbers, one per row of `hessian`. "
-                f"Received: {start}"
+                f"Received: {array.tolist()}"
             )
         return array
 

@@ -1,0 +1,95 @@
+"""Prepared TensorFlow Datasets copies: found, downloaded and read."""
+
+import os
+
+import requests
+import tensorflow_datasets as tfds
+
+from keras_noisylb.data.loading import BUNDLED
+
+PACKAGE = tfds.core.Path(__file__).parent
+
+
+def read(name, data_dir):
+    """The arrays of a data set, as they are stored.
+
+    Args:
+        name: one of `names()`.
+        data_dir: as in `load`.
+
+    Returns:
+        `(x_train, y_train), (x_test, y_test)`: images uint8, labels int64.
+
+    Raises:
+        FileNotFoundError: if there is neither a prepared copy nor a way to download one.
+        OSError: if the files are damaged.
+    """
+    builder = _builder(name, data_dir)
+    return _read(builder, "train"), _read(builder, "test")
+
+
+def _builder(name, data_dir):
+    """Opens a prepared copy of any version by its files alone; downloads one if there is none."""
+    if data_dir is None and name == BUNDLED:
+        data_dir = PACKAGE
+    elif data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    folder = tfds.core.Path(data_dir).expanduser() / name
+    if not _versions(folder):
+        _download(name, folder)
+    directory = folder / str(max(_versions(folder)))
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:
+        raise OSError(_damaged(directory, "description", error)) from error
+
+
+def _versions(folder):
+    names = [path.parent.name for path in folder.glob("*/dataset_info.json")]
+    return [tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)]
+
+
+def _download(name, folder):
+    if name == BUNDLED:
+        raise FileNotFoundError(
+            f"No prepared copy of {name} in {folder}. It is part of keras_noisylb: leave data_dir "
+            "out, and reinstall keras_noisylb if it is missing there."
+        )
+    url = "the download address"
+    try:
+        builder = tfds.builder(name, data_dir=folder.parent)
+        url = next(iter(builder.url_infos))
+        # Without a network TensorFlow Datasets itself gives up after minutes.
+        requests.head(url, timeout=5)
+        builder.download_and_prepare()
+    except Exception as error:
+        raise FileNotFoundError(
+            f"No prepared copy of {name} in {folder}, and none could be downloaded from {url} "
+            f"({type(error).__name__}: {error}). Either connect to the internet and try again, or "
+            f"copy a prepared TensorFlow Datasets directory to {folder}/<version> (or to another "
+            f"DIRECTORY/{name}/<version>, and pass data_dir=DIRECTORY)."
+        ) from error
+
+
+def _read(builder, part):
+    try:
+        expected = builder.info.splits[part].num_examples
+        # A cached copy would stay in memory beside the array.
+        config = tfds.ReadConfig(try_autocache=False)
+        data = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1, read_config=config))
+        images, labels = data["image"], data["label"]
+    except Exception as error:
+        raise OSError(_damaged(builder.data_path, f"{part} split", error)) from error
+    if len(images) != expected:
+        found = f"{len(images)} of {expected} examples"
+        raise OSError(_damaged(builder.data_path, f"{part} split", found))
+    return images, labels
+
+
+def _damaged(directory, part, error):
+    reason = str(error).rpartition("}} ")[2]  # without the names of TensorFlow's graph nodes
+    if tfds.core.Path(directory).is_relative_to(PACKAGE):
+        mend = "Reinstall keras_noisylb."
+    else:
+        mend = "Delete that directory, then load the data set again or copy it there again."
+    return f"The {part} of the data set in {directory} cannot be read ({reason}). {mend}"

@@ -1,0 +1,105 @@
+"""What the distribution declares agrees with what the source does."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+import keras_noisylb
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
+# Distributions that are imported by another name.
+MODULES = {
+    "keras-tuner": "keras_tuner",
+    "tensorflow-datasets": "tensorflow_datasets",
+    "importlib-resources": "importlib_resources",
+}
+OURS = {"keras_noisylb", "noisylb"}
+# tensorflow-datasets imports it when it downloads, and does not declare it.
+ON_BEHALF_OF_OTHERS = {"importlib_resources"}
+
+
+def modules(requirements):
+    names = [re.match(r"[\w-]+", requirement).group() for requirement in requirements]
+    return {MODULES.get(name, name) for name in names}
+
+
+def imported(folders):
+    found = set()
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - OURS
+
+
+SOURCE = imported(["keras_noisylb", "models"])
+
+
+def test_what_is_imported_is_declared():
+    assert {"keras", "tensorflow_datasets"} <= SOURCE
+    optional = modules(PROJECT["optional-dependencies"]["tuner"])
+    assert not SOURCE - modules(PROJECT["dependencies"]) - optional
+
+
+def test_what_is_declared_is_imported():
+    assert modules(PROJECT["dependencies"]) - SOURCE == ON_BEHALF_OF_OTHERS
+
+
+def test_others_still_do_not_declare_what_they_import():
+    declared = metadata.requires("tensorflow-datasets")
+    found = [line for line in declared if line.replace("_", "-").startswith("importlib-resources")]
+    assert all('python_version < "3.9"' in line for line in found)
+
+
+def test_every_requirement_says_what_it_is_for():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    extras = PROJECT["optional-dependencies"].values()
+    for requirement in {*PROJECT["dependencies"], *(r for extra in extras for r in extra)}:
+        if not requirement.startswith(PROJECT["name"]):
+            assert any(f'"{requirement}"' in line and "#" in line for line in lines), requirement
+
+
+def test_import_adds_nothing_to_what_keras_and_tensorflow_import():
+    code = (
+        "import sys, keras, tensorflow; before = set(sys.modules); import keras_noisylb; "
+        "print(*(set(sys.modules) - before))"
+    )
+    added = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.split()
+    assert "keras_noisylb" in added
+    heavy = modules(PROJECT["dependencies"]) | {"keras_tuner"}
+    assert not [name for name in added if name.partition(".")[0] in heavy]
+
+
+def test_version_stands_in_one_place():
+    assert keras_noisylb.__version__ == metadata.version(PROJECT["name"]) == PROJECT["version"]
+    for folder in ("keras_noisylb", "models"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert f'"{PROJECT["version"]}"' not in file.read_text(), file
+
+
+def test_every_package_is_distributed():
+    listed = set(SETTINGS["tool"]["setuptools"]["packages"]) - {"noisylb", "keras_noisylb.models"}
+    folders = [file.parent for file in (ROOT / "keras_noisylb").rglob("__init__.py")]
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert found - {"keras_noisylb.cli"} == listed  # the command is installed as `noisylb`
+
+
+def test_files_beside_the_code_are_found():
+    files = resources.files("keras_noisylb")
+    assert (files / "py.typed").is_file()
+    assert (files / "data/fashion_mnist_small/1.0.0/dataset_info.json").is_file()
