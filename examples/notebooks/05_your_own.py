@@ -1,0 +1,205 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Your own model, loss and training loop
+#
+# Nothing in this package is tied to the networks that come with it. This page takes a network with
+# a layer of its own, a loss of its own and a training loop of its own, and adds noise to them.
+#
+# The noise imitates the gradient of a small batch: it has the variance that the mean over a large
+# batch lacks. For that it needs to know how much the gradients of single examples vary. How that is
+# found out depends on the model.
+
+# %% tags=["parameters"]
+num_examples = 10_000  # training images
+batch_size = 500
+epochs = 6
+
+# %%
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+
+import keras_noisylb as nlb
+from keras_noisylb.gradients import RULES, LayerRule, diagonal_fisher
+from keras_noisylb.gradients.blocks import offset
+
+keras.utils.set_random_seed(0)
+(x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
+x_train, y_train = x_train[:num_examples], y_train[:num_examples]
+
+# %% [markdown]
+# ## A layer of one's own
+#
+# It multiplies each feature by a trainable number.
+
+
+# %%
+class Gain(keras.layers.Layer):
+    """Multiplies each feature by a trainable number."""
+
+    def build(self, input_shape):
+        self.gain = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gain")
+
+    def call(self, x):
+        return x * self.gain
+
+
+def make_model():
+    """A network of two dense layers with a Gain between them."""
+    inputs = keras.Input((28, 28, 1))
+    x = keras.layers.Flatten()(inputs)
+    x = Gain()(keras.layers.Dense(64, activation="relu")(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+# %% [markdown]
+# ## A loss of one's own
+#
+# A loss is a function of labels and outputs that gives one number per example, or their mean. This
+# one is the *focal loss*: −(1 − p)² log p for the probability p of the true class. Examples that
+# the network is sure of count little.
+
+
+# %%
+def focal_loss(y, logits):
+    """The focal loss of each example."""
+    probability = tf.gather(tf.nn.softmax(logits), tf.cast(y, "int32"), batch_dims=1)
+    return -((1 - probability) ** 2) * tf.math.log(probability + 1e-7)
+
+
+# %% [markdown]
+# ## What the noise will do
+#
+# For common layers the package has *rules*, formulas that give the variance quickly. It has none
+# for `Gain`. `report` says what happens then: all examples are differentiated one by one, by
+# TensorFlow's `vectorized_map`. That is exact, works for many models, and is slow. (Training says
+# it once, as a warning.)
+
+# %%
+model = make_model()
+noise = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3)
+print(nlb.report(model, noise, batch_size))
+
+# %% [markdown]
+# There are two ways out.
+#
+# ## Way 1: an estimator that needs no rules
+#
+# With `estimator="split"` the batch is computed as two halves, and the difference of their
+# gradients is what the noise is made of. It costs next to nothing and works for every model and
+# every loss that is a sum over examples.
+
+# %%
+split = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3, estimator="split")
+print(nlb.report(model, split, batch_size))
+
+# %% [markdown]
+# ## Way 2: a rule
+#
+# A rule gets the layer, what it was called with (`use.inputs`) and d, the derivative of each
+# example's loss by the layer's output. The derivative by `gain` is their product, example by
+# example. `offset` says that it is the example's whole gradient of a vector.
+
+
+# %%
+def gain_rule(layer, use, d, conv):
+    """Per-example gradients of a Gain."""
+    return {"gain": offset(d * use.inputs, layer.gain.shape)}
+
+
+RULES.register(Gain, LayerRule(gain_rule, ("gain",)))
+print(nlb.report(model, noise, batch_size))
+
+# %% [markdown]
+# Is the rule right? `vectorized_map` knows nothing of it, so it can check: the mean square of the
+# examples' gradients, by both ways.
+
+# %%
+x, y = x_train[:64], y_train[:64]
+by_rules = diagonal_fisher(model, focal_loss, x, y, engine="layerwise")
+one_by_one = diagonal_fisher(model, focal_loss, x, y, engine="vectorized_map")
+for variable, a, b in zip(model.trainable_variables, by_rules, one_by_one, strict=True):
+    difference = np.abs(a - b).max() / np.max(b)
+    print(f"{variable.path:15} largest difference {difference:.0e} of the largest value")
+
+# %% [markdown]
+# ## Training with `fit`
+
+# %%
+noisy_model = nlb.NoisyModel(model)
+noisy_model.compile(
+    nlb.NoisyOptimizer(keras.optimizers.Adam(1e-3), noise, seed=0), focal_loss, metrics=["accuracy"]
+)
+history = noisy_model.fit(
+    x_train,
+    y_train,
+    batch_size,
+    epochs=epochs,
+    callbacks=[nlb.NoiseTermination(0.25)],
+    verbose=0,
+).history
+print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))
+
+# %% [markdown]
+# ## A training loop of one's own
+#
+# `noisy_gradients` gives the gradient and the noise of one batch, apart. What is done with them is
+# up to you: they are added up, and an optimizer applies the sum. `seed` makes the random numbers;
+# it must be another one at every step, which the optimizer's counter of updates is.
+
+# %%
+model = make_model()
+optimizer = keras.optimizers.Adam(1e-3)
+optimizer.build(model.trainable_variables)
+
+
+@tf.function
+def step(x, y, noise_size):
+    """One update; returns the norms of the gradient and of the noise that was added."""
+    gradients, sample = nlb.noisy_gradients(
+        model, focal_loss, x, y, noise=noise, seed=optimizer.iterations
+    )
+    sample = [noise_size * n for n in sample]
+    optimizer.apply(
+        [g + n for g, n in zip(gradients, sample, strict=True)], model.trainable_variables
+    )
+    return tf.linalg.global_norm(gradients), tf.linalg.global_norm(sample)
+
+
+# %% [markdown]
+# This loop does what `fit` does not: the noise shrinks linearly, from its full size in the first
+# epoch to nothing in the last.
+
+# %%
+batches = tf.data.Dataset.from_tensor_slices((x_train, y_train))
+batches = batches.shuffle(num_examples, seed=0).batch(batch_size, drop_remainder=True)
+norms, losses = [], []
+for size in np.linspace(1, 0, epochs, dtype="float32"):
+    norms.append(np.mean([step(x, y, tf.constant(size)) for x, y in batches], axis=0))
+    logits = model.predict(x_train, batch_size=1000, verbose=0)
+    losses.append(float(tf.reduce_mean(focal_loss(y_train, logits))))
+
+# %%
+figure, (sizes, curve) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+epoch = np.arange(1, epochs + 1)
+for name, values in zip(("gradient", "noise"), np.transpose(norms), strict=True):
+    sizes.plot(epoch, values, "o-", label=name)
+sizes.set(xlabel="epoch", ylabel="norm")
+sizes.legend(frameon=False)
+curve.plot(epoch, losses, "o-")
+curve.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+plt.show()
+
+# %% [markdown]
+# `num_microbatches=k` computes the same in k parts, one after the other, for a batch that does not
+# fit in memory. The page `docs/foreign_models.md` has twenty models of other origin, with what
+# works for each of them.

@@ -1,0 +1,149 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Many devices
+#
+# A large batch is often shared among several devices: each has a copy of the network, called a
+# *replica*, and computes the gradient of its part of the batch. The gradients are added up, and all
+# replicas make the same update. In Keras, `tf.distribute.MirroredStrategy` does that. The noise
+# works with it: each device draws noise of its own, and nothing more than the gradients is
+# communicated.
+#
+# This page uses two devices that are one CPU in truth, so that it runs anywhere. For two GPUs leave
+# the next but one cell out.
+
+# %% tags=["parameters"]
+num_examples = 4000  # training images
+epochs = 3
+num_updates = 400  # of the experiment at the end
+
+# %%
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+
+import keras_noisylb as nlb
+
+# %% [markdown]
+# ## Two logical devices
+#
+# This must happen before TensorFlow does anything else: later its devices are fixed.
+
+# %%
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+# %%
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+print(f"{strategy.num_replicas_in_sync} replicas")
+
+# %% [markdown]
+# ## The model
+#
+# It is made and compiled in the strategy's *scope*, so that each device gets a copy of every
+# weight. Nothing else is different from one device.
+
+
+# %%
+def make_model():
+    """LeNet, compiled with noise."""
+    model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
+    model.compile(
+        nlb.NoisyOptimizer(
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
+            seed=0,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    model = make_model()
+
+# %% [markdown]
+# ## Training
+#
+# `batch_size` is that of all devices together: each of two gets 250 of 500 examples. The noise
+# knows that the update averages over 500.
+
+# %%
+(x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
+x_train, y_train = x_train[:num_examples], y_train[:num_examples]
+history = model.fit(
+    x_train,
+    y_train,
+    batch_size=500,
+    epochs=epochs,
+    callbacks=[nlb.NoiseTermination(fraction=0.5)],
+    verbose=0,
+).history
+print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))
+
+# %% [markdown]
+# After training, are the copies of a weight still the same? They must be: the devices' noises were
+# part of the gradients that were added up.
+
+# %%
+kernel = model.trainable_variables[0].value
+first, second = (copy.numpy() for copy in kernel.values)
+print("copies are equal:", np.array_equal(first, second))
+
+# %% [markdown]
+# ## Does the sum have the right size?
+#
+# The noise of one device alone would be too large: it is made for the examples of that device. Each
+# is scaled so that the sum over the devices has the variance that one device with the whole batch
+# would give it. That can be measured. Take a small linear model and always the same batch, start at
+# the same weights, make one update with learning rate 1, and see how the changes of the weights
+# vary from update to update.
+
+
+# %%
+def changes_of_weights(num_updates):
+    """The change of every weight in many single updates from the same weights."""
+    keras.utils.set_random_seed(0)
+    x, y = np.random.normal(size=(64, 20)), np.random.normal(size=(64, 10))
+    model = nlb.NoisyModel(keras.Sequential([keras.Input((20,)), keras.layers.Dense(10)]))
+    noise = nlb.DiagonalFisher(small_batch_size=8)
+    model.compile(nlb.NoisyOptimizer(keras.optimizers.SGD(1.0), noise, seed=0), loss="mse")
+    start, changes = model.get_weights(), []
+    for _ in range(num_updates):
+        model.set_weights(start)
+        model.fit(x, y, batch_size=64, shuffle=False, verbose=0)
+        changes.append(model.get_weights()[0] - start[0])
+    return np.array(changes)
+
+
+one_device = changes_of_weights(num_updates)
+with strategy.scope():
+    two_devices = changes_of_weights(num_updates)
+
+# %% [markdown]
+# The variance of each of the 200 weights, on one device and on two. If they agree, the points are
+# about the diagonal, no further off than such a number of updates can tell.
+
+# %%
+variances = one_device.var(axis=0, ddof=1).ravel(), two_devices.var(axis=0, ddof=1).ravel()
+plt.figure(figsize=(3.6, 3.4))
+plt.loglog(*variances, ".")
+plt.axline((variances[0].mean(),) * 2, slope=1, color="0.5")
+plt.gca().set(xlabel="variance, one device", ylabel="variance, two devices")
+plt.show()
+
+# %%
+ratios = variances[1] / variances[0]
+mean, error = np.log(ratios).mean(), np.log(ratios).std(ddof=1) / np.sqrt(len(ratios))
+print(f"two devices / one device: {np.exp(mean):.3f} ± {np.exp(mean) * error:.3f}")
+print("They agree." if abs(mean) < 3 * error else "They differ by more than 3 standard errors.")

@@ -1,0 +1,51 @@
+"""Train LeNet with a large batch and noise, and see how large the noise is and when it ends.
+
+    python examples/quickstart.py [--examples 10000] [--epochs 8]
+
+The monitor compares the noise with the gradient that it is added to. After a quarter of the
+training the noise ends, and a large batch is then what it always was.
+"""
+
+import argparse
+
+import keras
+import numpy as np
+
+import keras_noisylb as nlb
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--examples", type=int, default=10_000, help="training images")
+parser.add_argument("--epochs", type=int, default=8)
+options = parser.parse_args()
+
+(x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
+x_train, y_train = x_train[: options.examples], y_train[: options.examples]
+
+keras.utils.set_random_seed(0)
+model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
+model.compile(
+    nlb.NoisyOptimizer(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3),
+        seed=0,
+    ),
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+)
+history = model.fit(
+    x_train,
+    y_train,
+    batch_size=500,
+    epochs=options.epochs,
+    callbacks=[nlb.GradientNoiseMonitor(), nlb.NoiseTermination(fraction=0.25)],
+    verbose=0,
+).history
+
+print("epoch   loss   noise / gradient")
+for epoch, (loss, ratio) in enumerate(
+    zip(history["loss"], history["noise_to_gradient"], strict=True), start=1
+):
+    print(f"{epoch:5}  {loss:5.3f}  {ratio:6.2f}")
+accuracy = model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
+error = np.sqrt(accuracy * (1 - accuracy) / len(y_test))
+print(f"test accuracy {accuracy:.2%} ± {error:.2%} (standard error of {len(y_test)} images)")

@@ -1,0 +1,263 @@
+"""The hypermodel: what KerasTuner builds and trains in every trial."""
+
+import copy
+import gc
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import keras_tuner
+
+from keras_noisylb.callbacks import NoiseTermination
+from keras_noisylb.optimizer import NoisyOptimizer
+from keras_noisylb.training import NoisyModel
+from keras_noisylb.tuning.space import NONE, Part, check, choose, learning_rate_of, noise_of
+from keras_noisylb.types import Loss
+
+
+class NoisyHyperModel(keras_tuner.HyperModel):
+    """Search space of training with noise, around any model, for every KerasTuner tuner.
+
+    A trial trains `NoisyModel(builder(hp))` with SGD, `WarmupStepDecay`, the noise of the trial
+    and `NoiseTermination`. Warm-up, decays and the noise's end follow the trial's epochs.
+
+    Each part of the space, from `noise` on, is a value (fixed), a list or tuple of choices, or a
+    function of `hp` such as `lambda hp: hp.Float("momentum", 0.5, 0.99)`. The parts of a noise
+    exist only in trials with a noise that has them. Their values can be used in `builder`:
+    `hp.get("large_batch_size")`.
+
+    Every trial trains once for each of `seeds`, which fix initial weights, order of the data and
+    noise; the trial's score is the mean. `results` gives the single scores and their spread.
+
+    Args:
+        builder: function `hp -> keras.Model`, not compiled (or a `NoisyModel`, to set its
+            `num_microbatches`).
+        loss: the loss, as in `compile`.
+        metrics: the metrics, as in `compile`.
+        seeds: different integers from 0.
+        noise: of "none", "diagonal", "trace", "full", "kronecker", "isotropic", "multiplicative".
+            A function of `hp` must register it by the name "noise".
+        estimator: of "per_example", "weighted", "split"; for "diagonal" and "trace".
+        small_batch_size: M_S, of the noises made of the Fisher.
+        multiplier: λ, of the noises made of the Fisher.
+        sigma: σ, of "isotropic" and "multiplicative".
+        noise_fraction: part of training after which the noise ends.
+        large_batch_size: M_L, the batch size of `fit`.
+        learning_rate: the rate after warm-up.
+        warmup_fraction: part of training in which the rate rises linearly.
+        decay_factor: what the rate is multiplied by at 1/2 and at 3/4 of training.
+        momentum: of SGD.
+
+    Raises:
+        ValueError: if `seeds` are not different integers from 0.
+
+    Example:
+    ```python
+    hypermodel = NoisyHyperModel(
+        lambda hp: keras_noisylb.models.LeNet(ghost_batch_size=32),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        seeds=(0, 1, 2),
+        large_batch_size=1024,
+        learning_rate=lambda hp: hp.Float("learning_rate", 0.05, 0.5, sampling="log"),
+    )
+    tuner = keras_tuner.RandomSearch(hypermodel, objective="val_accuracy", max_trials=20)
+    tuner.search(x, y, epochs=10, validation_split=0.2)
+    ```
+    """
+
+    def __init__(
+        self,
+        builder: Callable[[keras_tuner.HyperParameters], keras.Model],
+        loss: Loss,
+        metrics: Sequence[Any] = ("accuracy",),
+        seeds: Sequence[int] = (0,),
+        *,
+        noise: Part = ("diagonal", "trace", "none"),
+        estimator: Part = ("split", "per_example"),
+        small_batch_size: Part = (32, 64, 128),
+        multiplier: Part = (1.0, 0.3),
+        sigma: Part = (0.1, 0.01),
+        noise_fraction: Part = (0.25, 0.5, 1.0),
+        large_batch_size: Part = (256, 512, 1024),
+        learning_rate: Part = lambda hp: hp.Float("learning_rate", 0.01, 1.0, sampling="log"),
+        warmup_fraction: Part = (0.05, 0.0, 0.2),
+        decay_factor: Part = 0.1,
+        momentum: Part = (0.9, 0.0),
+    ) -> None:
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"`seeds` must be one or more different integers. Received: {seeds}")
+        super().__init__()
+        self.builder = builder
+        self.loss = loss
+        self.metrics = metrics
+        self.seeds = tuple(seeds)
+        self.space = {
+            "noise": noise,
+            "estimator": estimator,
+            "small_batch_size": small_batch_size,
+            "multiplier": multiplier,
+            "sigma": sigma,
+            "noise_fraction": noise_fraction,
+            "large_batch_size": large_batch_size,
+            "learning_rate": learning_rate,
+            "warmup_fraction": warmup_fraction,
+            "decay_factor": decay_factor,
+            "momentum": momentum,
+        }
+
+    def build(self, hp: keras_tuner.HyperParameters) -> NoisyModel:
+        """A compiled model with the first seed's weights; `fit` adds the schedule.
+
+        Args:
+            hp: the hyperparameters of a trial.
+        """
+        chosen = choose(self.space, hp)
+        model = self._model(hp, self.seeds[0])
+        self._compile(model, chosen, chosen["learning_rate"], self.seeds[0])
+        return model
+
+    def fit(
+        self,
+        hp: keras_tuner.HyperParameters,
+        model: NoisyModel,
+        x: Any,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        initial_epoch: int = 0,
+        **kwargs: Any,
+    ) -> list[keras.callbacks.History]:
+        """Train once for every seed: `Tuner.search` calls it with its own arguments.
+
+        Every training starts at epoch 0. Where Hyperband would go on from the checkpoint of a
+        shorter trial, a new model is trained instead: a schedule over 9 epochs does not continue
+        one over 3, whose rate has decayed and whose noise has ended.
+
+        Args:
+            hp: the hyperparameters of the trial.
+            model: from `build`. It is trained with the first seed, if `initial_epoch` is 0.
+            x: training inputs as arrays, or a function of the batch size that gives data of known
+                length, such as `lambda batch_size: data.batches(x, y, batch_size)`.
+            y: labels, for arrays.
+            epochs: length of the training, which warm-up, decays and the noise's end follow.
+            callbacks: those of the user, copied for each seed, and KerasTuner's.
+            initial_epoch: what Hyperband passes.
+            **kwargs: other arguments of `fit`: `validation_data` from the training set, or
+                `validation_split`.
+
+        Returns:
+            One `History` for each seed. Its metrics stand there under their names, which KerasTuner
+            averages, and with `_seed_N` added, which it keeps in the trial.
+
+        Raises:
+            FatalValueError: for arguments that would change what is searched; it ends the search.
+        """
+        _refuse(x, callbacks, kwargs)
+        chosen = choose(self.space, hp)
+        # What stands before KerasTuner's callbacks is the user's, perhaps with a state of its own.
+        own = list(itertools.takewhile(lambda c: not hasattr(c, "tuner"), callbacks))
+        copies = [copy.deepcopy(own) for _ in self.seeds]
+        histories = []
+        # The given model comes last: until then it holds neither momentum nor a traced step.
+        for number in reversed(range(len(self.seeds))):
+            data, num_examples = _data(x, y, chosen["large_batch_size"], kwargs)
+            check(chosen, num_examples)
+            history = self._train(
+                hp,
+                chosen,
+                self.seeds[number],
+                model if number == 0 and not initial_epoch else None,
+                strategy=model.distribute_strategy,
+                updates=epochs * _steps(data, num_examples),
+                epochs=epochs,
+                callbacks=[*copies.pop(), *callbacks[len(own) :]],  # each holds the model it trained
+                **data,
+                **kwargs,
+            )
+            histories.append(history)
+        return histories
+
+    def _train(self, hp, chosen, seed, model, strategy, updates, callbacks, **fit_args):
+        if model is None:
+            keras.utils.clear_session()
+            gc.collect()
+        with strategy.scope():
+            model = model or self._model(hp, seed)
+            self._compile(model, chosen, learning_rate_of(chosen, updates), seed)
+        if chosen["noise"] != NONE:
+            callbacks = [NoiseTermination(chosen["noise_fraction"]), *callbacks]
+        keras.utils.set_random_seed(seed)
+        history = model.fit(callbacks=callbacks, **fit_args)
+        history.set_model(None)  # else the models of all seeds live until the trial ends
+        history.history |= {f"{name}_seed_{seed}": v for name, v in history.history.items()}
+        return history
+
+    def _model(self, hp, seed):
+        keras.utils.set_random_seed(seed)
+        model = self.builder(hp)
+        return model if isinstance(model, NoisyModel) else NoisyModel(model)
+
+    def _compile(self, model, chosen, learning_rate, seed):
+        optimizer = keras.optimizers.SGD(learning_rate, momentum=chosen["momentum"])
+        noise = noise_of(chosen)
+        if noise is not None:
+            optimizer = NoisyOptimizer(optimizer, noise, seed=seed)
+        # A metric has a state: each model needs its own.
+        metrics = [
+            type(m).from_config(m.get_config()) if isinstance(m, keras.Metric) else m
+            for m in self.metrics
+        ]
+        model.compile(optimizer, loss=self.loss, metrics=metrics)
+
+
+def _refuse(x, callbacks, kwargs):
+    """End a search that would silently be another one than it says."""
+    tuner = next((c.tuner for c in callbacks if hasattr(c, "tuner")), None)
+    refused = {
+        "optimizer=": tuner is not None and tuner.optimizer,
+        "loss=": tuner is not None and tuner.loss,
+        "metrics=": tuner is not None and tuner.metrics,
+        "executions_per_trial=": tuner is not None and tuner.executions_per_trial > 1,
+    }
+    wrong = None
+    if any(refused.values()):
+        names = ", ".join(name for name, value in refused.items() if value)
+        wrong = (
+            f"The tuner got {names} which NoisyHyperModel decides: give it `loss`, `metrics` and "
+            "`seeds` instead. SGD is its optimizer."
+        )
+    elif "batch_size" in kwargs:
+        wrong = (
+            "The batch size is part of the space: NoisyHyperModel(large_batch_size=...). Received: "
+            f"search(batch_size={kwargs['batch_size']})"
+        )
+    elif kwargs.get("validation_data") is None and not kwargs.get("validation_split"):
+        wrong = (
+            "A trial is scored on data that it was not trained on: pass validation_data, taken "
+            "from the training set and not from the test set, or validation_split."
+        )
+    elif not callable(x) and not all(hasattr(a, "shape") for a in keras.tree.flatten(x)):
+        wrong = (
+            "`x` must be arrays, or a function that makes the data for a batch size, such as "
+            f"lambda batch_size: data.batches(x, y, batch_size). Received: {type(x).__name__}"
+        )
+    if wrong:
+        raise keras_tuner.errors.FatalValueError(wrong)
+
+
+def _data(x, y, batch_size, fit_args):
+    """The arguments of `fit` for the data, and the number of training examples, if known."""
+    if callable(x):
+        return {"x": x(batch_size)}, None
+    held_out = fit_args.get("validation_split") or 0.0
+    num_examples = int(len(keras.tree.flatten(x)[0]) * (1 - held_out))
+    return {"x": x, "y": y, "batch_size": batch_size}, num_examples
+
+
+def _steps(data, num_examples):
+    if num_examples is None:
+        return len(data["x"])
+    return math.ceil(num_examples / data["batch_size"])

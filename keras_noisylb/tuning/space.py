@@ -1,0 +1,141 @@
+"""The search space of the method, and what a trial's values are made into."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras_tuner
+
+from keras_noisylb.noise import (
+    DiagonalFisher,
+    FisherTrace,
+    FullFisher,
+    Isotropic,
+    KroneckerFactored,
+    Multiplicative,
+    Noise,
+)
+from keras_noisylb.schedules import WarmupStepDecay
+
+# A value, a list or tuple of choices, or a function of the trial's `HyperParameters`.
+Part = Any | list[Any] | tuple[Any, ...] | Callable[[keras_tuner.HyperParameters], Any]
+
+NONE = "none"  # the large batch alone
+FISHER_PARTS = ("small_batch_size", "multiplier")
+# The noises, and the parts of the space that are their arguments.
+NOISES: dict[str, tuple[type[Noise], tuple[str, ...]]] = {
+    "diagonal": (DiagonalFisher, (*FISHER_PARTS, "estimator")),
+    "trace": (FisherTrace, (*FISHER_PARTS, "estimator")),
+    "full": (FullFisher, FISHER_PARTS),
+    "kronecker": (KroneckerFactored, FISHER_PARTS),
+    "isotropic": (Isotropic, ("sigma",)),
+    "multiplicative": (Multiplicative, ("sigma",)),
+}
+NOISE_PARTS = ("small_batch_size", "estimator", "multiplier", "sigma", "noise_fraction")
+DECAYS = (1 / 2, 3 / 4)  # of training: epochs 100 and 150 of 200 (paper, A.7)
+
+
+def choose(space: dict[str, Part], hp: keras_tuner.HyperParameters) -> dict[str, Any]:
+    """Register the space in `hp`, and give the values that `hp` has for its parts.
+
+    Args:
+        space: the parts by name.
+        hp: the hyperparameters of a trial.
+
+    Returns:
+        Values by name; parts that mean nothing for the trial's noise are left out.
+
+    Raises:
+        ValueError: for a noise that is none of `NOISES`, or not registered as "noise".
+    """
+    chosen = {name: _value(name, space[name], hp) for name in space if name not in NOISE_PARTS}
+    possible = _possible_noises(hp)
+    for name in NOISE_PARTS:
+        users = [n for n in possible if name == "noise_fraction" or name in NOISES[n][1]]
+        if users:
+            with hp.conditional_scope("noise", users):
+                if chosen["noise"] in users:
+                    chosen[name] = _value(name, space[name], hp)
+    return chosen
+
+
+def noise_of(chosen: dict[str, Any]) -> Noise | None:
+    """The noise of a trial, or `None`.
+
+    Args:
+        chosen: from `choose`.
+    """
+    if chosen["noise"] == NONE:
+        return None
+    noise_class, parts = NOISES[chosen["noise"]]
+    return noise_class(**{name: chosen[name] for name in parts})
+
+
+def learning_rate_of(chosen: dict[str, Any], updates: int) -> WarmupStepDecay:
+    """The learning rate of a trial, as a function of the update.
+
+    Args:
+        chosen: from `choose`.
+        updates: number of updates of the whole training.
+    """
+    return WarmupStepDecay(
+        chosen["learning_rate"],
+        warmup_steps=math.ceil(chosen["warmup_fraction"] * updates),
+        decay_steps=[math.ceil(fraction * updates) for fraction in DECAYS],
+        decay_factor=chosen["decay_factor"],
+    )
+
+
+def check(chosen: dict[str, Any], num_examples: int | None) -> None:
+    """Fail a trial whose values do not go together.
+
+    Args:
+        chosen: from `choose`.
+        num_examples: number of training examples, or `None` where it is unknown.
+
+    Raises:
+        FailedTrialError: saying which do not. KerasTuner notes it and goes on.
+    """
+    small, large = chosen.get("small_batch_size"), chosen["large_batch_size"]
+    if small is not None and small >= large:
+        raise keras_tuner.errors.FailedTrialError(
+            "The noise imitates a small batch by a large one, so small_batch_size must be less "
+            f"than large_batch_size. Received: small_batch_size={small}, large_batch_size={large}. "
+            "Choose ranges that do not meet."
+        )
+    if num_examples is not None and large > num_examples:
+        raise keras_tuner.errors.FailedTrialError(
+            f"No batch can have large_batch_size={large} examples: there are {num_examples} to "
+            "train on. Choose a range below that."
+        )
+    if not 0 <= chosen["warmup_fraction"] <= 1:
+        raise keras_tuner.errors.FailedTrialError(
+            "`warmup_fraction` must be a part of training, from 0 to 1. Received: "
+            f"warmup_fraction={chosen['warmup_fraction']}"
+        )
+
+
+def _value(name, part, hp):
+    if callable(part):
+        return part(hp)
+    if isinstance(part, (list, tuple)):
+        return hp.Choice(name, list(part))
+    return hp.Fixed(name, part)
+
+
+def _possible_noises(hp):
+    """All noises that the space has, without "none": the parts of others are no dimensions."""
+    registered = [parameter.values for parameter in hp.space if parameter.name == "noise"]
+    if not registered:
+        raise ValueError(
+            "Other parts of the space depend on the noise: a function given for `noise` must "
+            'register it by that name, as in lambda hp: hp.Choice("noise", [...]).'
+        )
+    possible = [name for values in registered for name in values if name != NONE]
+    unknown = [name for name in possible if name not in NOISES]
+    if unknown:
+        raise ValueError(
+            f"`noise` must be of {', '.join(map(repr, (NONE, *NOISES)))}. "
+            f"Received: {', '.join(map(repr, unknown))}"
+        )
+    return possible

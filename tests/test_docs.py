@@ -1,0 +1,75 @@
+"""The pages of the documentation: their Python runs as printed, and no public symbol is missing."""
+
+import importlib.util
+
+import code_blocks
+import numpy as np
+import pytest
+
+DOCS = code_blocks.ROOT / "docs"
+API = sorted((DOCS / "api").glob("*.md"))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(page):
+    return code_blocks.run(DOCS / f"{page}.md")
+
+
+@pytest.mark.parametrize("page", ["choosing", "migration", "contributing"])
+def test_code_runs(page):
+    run(page)  # the pages' own assertions are in it
+
+
+def test_index():
+    names = run("index")
+    assert names["model"].optimizer.noise_steps == 5  # a quarter of 20 updates
+
+
+def test_how_it_works_standardises_the_noise():
+    z = run("how_it_works")["standard"]
+    assert z.size == 1050
+    assert abs(z.mean()) < 5 / z.size**0.5
+    error = np.sqrt(2 / z.size)
+    assert abs(z.var() - 1) < 5 * error
+    assert abs(1.5**2 * z.var() - 1) > 5 * error  # a noise half as large again is seen
+
+
+def test_reproducing_has_noise_in_the_first_quarter():
+    optimizer = run("reproducing")["model"].optimizer
+    assert optimizer.noise_steps == 2
+    assert int(optimizer.iterations) == 8
+
+
+def test_limits_prints_what_it_says():
+    refused = run("limits")["refused"]
+    printed = (DOCS / "limits.md").read_text(encoding="utf-8").split("It prints")[1]
+    assert len(refused) == 2
+    for message in refused:
+        assert message in " ".join(printed.split())
+
+
+@pytest.fixture
+def public_api():
+    spec = importlib.util.spec_from_file_location("public_api", DOCS / "hooks" / "public_api.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_symbol_has_an_entry(public_api):
+    pages = [page.read_text(encoding="utf-8") for page in API]
+    assert len(public_api.public_symbols()) > 60
+    assert public_api.missing(pages) == []
+
+
+@pytest.mark.parametrize("name", ["report", "sqrt_scaling", "gradients.RULES", "models.names"])
+def test_a_missing_symbol_is_found(public_api, name):
+    pages = [page.read_text(encoding="utf-8") for page in API]
+    entry = f"\n::: keras_noisylb.{'report.report' if name == 'report' else name}\n"
+    without = [page.replace(entry, "\n") for page in pages]
+    assert without != pages
+    assert f"keras_noisylb.{name}" in public_api.missing(without)

@@ -1,0 +1,389 @@
+"""Searches with KerasTuner's own tuners, against trainings written out by hand."""
+
+import gc
+import json
+import math
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import weakref
+
+import keras
+import keras_tuner
+import pytest
+import tensorflow as tf
+from small_nets import CROSSENTROPY
+
+import keras_noisylb as nlb
+from keras_noisylb.tuning import NoisyHyperModel, results
+
+L = keras.layers
+NUM_TRAIN = 240
+X, Y = (a[:300] for a in nlb.data.load("fashion_mnist_small")[0])
+DATA = {
+    "x": X[:NUM_TRAIN],
+    "y": Y[:NUM_TRAIN],
+    "validation_data": (X[NUM_TRAIN:], Y[NUM_TRAIN:]),
+    "verbose": 0,
+}
+SPACE = {
+    "noise": ("diagonal", "none"),
+    "estimator": "split",
+    "small_batch_size": 10,
+    "multiplier": 1.0,
+    "noise_fraction": 0.5,
+    "large_batch_size": (60, 120),
+    "learning_rate": lambda hp: hp.Float("learning_rate", 0.01, 0.1, sampling="log"),
+    "warmup_fraction": 0.25,
+    "momentum": 0.9,
+}
+
+
+def linear(hp):
+    return keras.Sequential([keras.Input((28, 28, 1)), L.Flatten(), L.Dense(10)])
+
+
+def hypermodel(builder=linear, **changes):
+    changes = {"metrics": (), **SPACE, **changes}
+    return NoisyHyperModel(builder, CROSSENTROPY, **changes)
+
+
+def random_search(model, directory, max_trials=2, **options):
+    options = {"objective": "val_loss", "project_name": "search", "seed": 3, **options}
+    return keras_tuner.RandomSearch(model, max_trials=max_trials, directory=directory, **options)
+
+
+def by_hand(values, seed=0, epochs=2):
+    """The best validation loss of a trial, from the parts of the package that it names."""
+    batch_size = values["large_batch_size"]
+    updates = epochs * math.ceil(NUM_TRAIN / batch_size)
+    rate = nlb.WarmupStepDecay(
+        values["learning_rate"],
+        warmup_steps=math.ceil(updates / 4),
+        decay_steps=(math.ceil(updates / 2), math.ceil(3 * updates / 4)),
+    )
+    optimizer, callbacks = keras.optimizers.SGD(rate, momentum=0.9), []
+    if values["noise"] == "diagonal":
+        noise = nlb.DiagonalFisher(10, estimator="split")
+        optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=seed)
+        callbacks = [nlb.NoiseTermination(0.5)]
+    keras.utils.set_random_seed(seed)
+    model = nlb.NoisyModel(linear(None))
+    model.compile(optimizer, CROSSENTROPY)
+    keras.utils.set_random_seed(seed)
+    history = model.fit(**DATA, batch_size=batch_size, epochs=epochs, callbacks=callbacks)
+    return min(history.history["val_loss"])
+
+
+class Record(keras.callbacks.Callback):
+    """What each training was; KerasTuner copies callbacks, so the record is the class's."""
+
+    trainings = []
+
+    def __init__(self):
+        super().__init__()
+        self.epochs_seen = 0
+
+    def on_train_begin(self, logs=None):
+        self.rates = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        rate = self.model.optimizer.learning_rate
+        self.rates.append(float(keras.ops.convert_to_numpy(rate)))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs_seen += 1
+
+    def on_train_end(self, logs=None):
+        self.trainings.append({
+            "rates": self.rates,
+            "epochs": self.epochs_seen,
+            "noise_steps": getattr(self.model.optimizer, "noise_steps", 0),
+            "replicas": self.model.distribute_strategy.num_replicas_in_sync,
+        })
+
+
+@pytest.fixture(autouse=True)
+def no_record():
+    Record.trainings.clear()
+
+
+def tuner_of(kind, directory, **changes):
+    options = {"objective": "val_loss", "directory": directory, "project_name": "s", "seed": 3}
+    model = hypermodel(**changes)
+    if kind == "grid":
+        model = hypermodel(**{"learning_rate": (0.1, 0.01), "large_batch_size": 60, **changes})
+        return keras_tuner.GridSearch(model, **options)
+    if kind == "hyperband":
+        return keras_tuner.Hyperband(model, max_epochs=2, factor=2, **options)
+    if kind == "bayesian":
+        pytest.importorskip("sklearn")
+        return keras_tuner.BayesianOptimization(
+            model, max_trials=3, num_initial_points=2, **options
+        )
+    return keras_tuner.RandomSearch(model, max_trials=3, **options)
+
+
+@pytest.mark.parametrize("kind", ["random", "hyperband", "bayesian", "grid"])
+def test_trials_are_the_trainings_that_they_name(kind, tmp_path):
+    tuner = tuner_of(kind, tmp_path)
+    tuner.search(**DATA, epochs=2, callbacks=[Record()])
+    found = results(tuner)
+    assert len(found) == {"hyperband": 5, "grid": 4}.get(kind, 3)
+    assert {trial.status for trial in found} == {"COMPLETED"}
+    assert [t.score for t in found] == sorted(t.score for t in found)
+    for trial in found[:: len(found) - 1]:  # the best and the worst
+        epochs = trial.values.get("tuner/epochs", 2)
+        assert trial.score == pytest.approx(by_hand(trial.values, epochs=epochs), rel=1e-5)
+    in_order = sorted(found, key=lambda t: t.trial_id)
+    for trial, training in zip(in_order, Record.trainings, strict=True):
+        assert_follows_its_epochs(trial.values, training)
+    if kind == "grid":
+        seen = {(t.values["noise"], t.values["learning_rate"]) for t in found}
+        assert seen == {(n, r) for n in ("diagonal", "none") for r in (0.1, 0.01)}
+    if kind == "hyperband":
+        assert any(trial.values["tuner/initial_epoch"] for trial in found)
+
+
+def assert_follows_its_epochs(values, training):
+    epochs = values.get("tuner/epochs", 2)
+    updates = epochs * math.ceil(NUM_TRAIN / values["large_batch_size"])
+    rates = [
+        values["learning_rate"]
+        * min((k + 1) / math.ceil(updates / 4), 1)
+        * 0.1 ** ((k >= updates / 2) + (k >= 3 * updates / 4))
+        for k in range(updates)
+    ]
+    assert training["epochs"] == epochs
+    assert training["rates"] == pytest.approx(rates, rel=1e-5)
+    assert training["noise_steps"] == (updates / 2 if values["noise"] == "diagonal" else 0)
+
+
+def test_seeds_mean_and_spread(tmp_path):
+    seeds = (0, 5)
+    tuner = random_search(hypermodel(seeds=seeds, noise="diagonal"), tmp_path, max_trials=1)
+    tuner.search(**DATA, epochs=2, callbacks=[Record()])
+    (trial,) = results(tuner)
+    expected = {seed: by_hand(trial.values, seed) for seed in seeds}
+    assert trial.seed_scores == pytest.approx(expected, rel=1e-5)
+    assert trial.score == pytest.approx(statistics.mean(expected.values()), rel=1e-5)
+    assert trial.std == pytest.approx(statistics.stdev(expected.values()), rel=1e-3) and trial.std
+    # KerasTuner keeps them with the trial, and every seed got a fresh copy of the callback.
+    stored = json.loads((tmp_path / "search/trial_0/trial.json").read_text())["metrics"]["metrics"]
+    assert stored["val_loss_seed_5"]["observations"][0]["value"] == [trial.seed_scores[5]]
+    assert [training["epochs"] for training in Record.trainings] == [2, 2]
+    assert results(random_search(hypermodel(seeds=seeds), tmp_path)) == [trial]  # read from disk
+
+
+class Interrupt(keras.callbacks.Callback):
+    epochs_left = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        Interrupt.epochs_left -= 1
+        if Interrupt.epochs_left == 0:
+            raise KeyboardInterrupt
+
+
+GRID = pytest.param(
+    "grid", marks=pytest.mark.xfail(raises=KeyError, strict=True, reason="KerasTuner forgets it")
+)
+
+
+@pytest.mark.parametrize("kind", ["random", "hyperband", GRID])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(kind, tmp_path):
+    whole = tuner_of(kind, tmp_path / "whole")
+    whole.search(**DATA, epochs=2)
+    Interrupt.epochs_left = 4
+    with pytest.raises(KeyboardInterrupt):
+        tuner_of(kind, tmp_path / "parts").search(**DATA, epochs=2, callbacks=[Interrupt()])
+    resumed = tuner_of(kind, tmp_path / "parts")
+    assert {t.status for t in results(resumed)} == {"COMPLETED", "RUNNING"}
+    resumed.search(**DATA, epochs=2)
+    assert results(resumed) == results(whole)
+
+
+def space_of(tmp_path, **changes):
+    tuner = random_search(hypermodel(**changes), tmp_path)
+    return {parameter.name: parameter for parameter in tuner.oracle.get_space().space}
+
+
+def test_parts_are_values_choices_or_functions(tmp_path):
+    space = space_of(
+        tmp_path,
+        noise=("none", "trace", "isotropic"),
+        sigma=lambda hp: hp.Float("spread", 0.1, 0.2),
+        estimator=("weighted", "split"),
+    )
+    fixed = {name for name, p in space.items() if type(p).__name__ == "Fixed"}
+    assert fixed >= {"small_batch_size", "multiplier", "momentum", "warmup_fraction"}
+    assert space["momentum"].value == 0.9
+    assert space["estimator"].values == ["weighted", "split"]
+    assert space["spread"].max_value == 0.2
+    conditions = {
+        name: p.conditions[0].values if p.conditions else None for name, p in space.items()
+    }
+    assert conditions["large_batch_size"] is conditions["learning_rate"] is None
+    assert conditions["estimator"] == conditions["small_batch_size"] == ["trace"]
+    assert conditions["spread"] == ["isotropic"]
+    assert conditions["noise_fraction"] == ["trace", "isotropic"]
+
+
+def test_parts_of_no_noise_of_the_space_are_left_out(tmp_path):
+    assert "sigma" not in space_of(tmp_path / "diagonal")
+    without = space_of(tmp_path / "none", noise="none")
+    assert without.keys().isdisjoint({"estimator", "small_batch_size", "noise_fraction"})
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "trace", "full", "kronecker", "isotropic"])
+def test_every_noise_is_built(noise):
+    model = hypermodel(noise=noise, estimator="weighted", sigma=0.3)
+    built = model.build(keras_tuner.HyperParameters()).optimizer.noise
+    expected = {
+        "diagonal": nlb.DiagonalFisher(10, "weighted"),
+        "trace": nlb.FisherTrace(10, "weighted"),
+        "full": nlb.FullFisher(10),
+        "kronecker": nlb.KroneckerFactored(10),
+        "isotropic": nlb.Isotropic(0.3),
+    }[noise]
+    assert type(built) is type(expected) and built.get_config() == expected.get_config()
+
+
+def test_the_builder_sees_the_space_and_may_give_microbatches():
+    def builder(hp):
+        return nlb.NoisyModel(linear(hp), num_microbatches=hp.get("large_batch_size") // 30)
+
+    model = hypermodel(builder).build(keras_tuner.HyperParameters())
+    assert model.num_microbatches == 2 and not isinstance(model.model, nlb.NoisyModel)
+
+
+def test_two_devices_train_as_one(tmp_path):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    scores = []
+    for name, chosen in (("one", None), ("two", strategy)):
+        model = hypermodel(seeds=(0, 1), noise="none", large_batch_size=60)
+        tuner = random_search(model, tmp_path / name, 1, distribution_strategy=chosen)
+        tuner.search(**DATA, epochs=1, callbacks=[Record()])
+        scores.append(results(tuner)[0].seed_scores)
+    assert [training["replicas"] for training in Record.trainings] == [1, 1, 2, 2]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    tuner = random_search(
+        hypermodel(noise="diagonal"), tmp_path / "noise", 1, distribution_strategy=strategy
+    )
+    tuner.search(**DATA, epochs=1)
+    (trial,) = results(tuner)
+    assert trial.status == "COMPLETED"
+    assert trial.score != pytest.approx(scores[1][0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"small_batch_size": 60}, "FailedTrialError: .*small_batch_size=60, large_batch_size=60"),
+        ({"large_batch_size": 250}, "FailedTrialError: .*=250 examples: there are 240"),
+        ({"learning_rate": 1e38, "noise": "none"}, "not a number: the training diverged"),
+    ],
+)
+def test_a_failed_trial_says_why(changes, reason, tmp_path):
+    changes = {"noise": "diagonal", "large_batch_size": 60, **changes}
+    tuner = random_search(hypermodel(**changes), tmp_path, max_trials=1)
+    tuner.search(**DATA, epochs=1)
+    (trial,) = results(tuner)
+    assert trial.status == "FAILED" and trial.score is None
+    assert re.search(reason, trial.reason), trial.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 32}, r"search\(batch_size=32\)"),
+        ({"validation_data": None}, "taken from the training set and not from the test set"),
+        ({"x": tf.data.Dataset.range(3), "y": None}, "Received: _RangeDataset"),
+    ],
+)
+def test_what_would_be_another_search_ends_it(changes, message, tmp_path):
+    tuner = random_search(hypermodel(), tmp_path)
+    with pytest.raises(keras_tuner.errors.FatalValueError, match=message):
+        tuner.search(**{**DATA, **changes})
+
+
+def test_what_the_tuner_must_leave_to_the_hypermodel(tmp_path):
+    tuner = random_search(hypermodel(), tmp_path, optimizer="adam", executions_per_trial=2)
+    with pytest.raises(keras_tuner.errors.FatalValueError, match=r"optimizer=, executions_per"):
+        tuner.search(**DATA)
+
+
+def test_bad_spaces_are_refused_before_the_search(tmp_path):
+    for noise, message in (
+        ("diagonl", "Received: 'diagonl'"),
+        (lambda hp: hp.Choice("kind", ["full"]), "must register it by that name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            random_search(hypermodel(noise=noise), tmp_path)
+    with pytest.raises(ValueError, match="different integers"):
+        hypermodel(seeds=(1, 1))
+
+
+def test_data_made_for_the_batch_size_and_a_model_trained_without_a_tuner():
+    asked = []
+
+    def data(batch_size):
+        asked.append(batch_size)
+        return nlb.data.batches(DATA["x"], DATA["y"], batch_size)
+
+    searched, hp = hypermodel(seeds=(0, 1)), keras_tuner.HyperParameters()
+    model = searched.build(hp)
+    fit_args = {k: v for k, v in DATA.items() if k not in {"x", "y"}}
+    histories = searched.fit(hp, model, data, epochs=3, shuffle=False, **fit_args)
+    assert asked == [60, 60] and len(histories) == 2
+    assert int(model.optimizer.iterations) == 3 * NUM_TRAIN / 60
+    loss = model.evaluate(*DATA["validation_data"], verbose=0)
+    assert loss == pytest.approx(histories[1].history["val_loss_seed_0"][-1], rel=1e-5)
+
+
+class Alive(keras.callbacks.Callback):
+    models, counts = weakref.WeakSet(), []
+
+    def on_train_begin(self, logs=None):
+        gc.collect()
+        graphs = sum(type(o).__name__ == "FuncGraph" for o in gc.get_objects())
+        Alive.counts.append((len(Alive.models), graphs))
+
+
+@pytest.mark.parametrize("leaking", [False, True])
+def test_memory_is_given_back(leaking, tmp_path, monkeypatch):
+    def builder(hp):
+        model = linear(hp)
+        Alive.models.add(model)
+        return model
+
+    if leaking:  # what a trial takes if the histories hold their models
+        monkeypatch.setattr(keras.callbacks.Callback, "set_model", _keep_model)
+    Alive.models.clear()
+    Alive.counts.clear()
+    model = hypermodel(builder, seeds=(0, 1, 2), noise="diagonal", large_batch_size=120)
+    tuner = random_search(model, tmp_path, max_trials=2)
+    tuner.search(**DATA, epochs=1, callbacks=[Alive()])
+    models, graphs = zip(*Alive.counts, strict=True)
+    assert len(models) == 6
+    # The tuner's own model and the one in training; the last seed trains the tuner's own.
+    assert (max(models) <= 2) is not leaking
+    assert (max(graphs[1:]) <= graphs[1]) is not leaking
+
+
+def _keep_model(self, model):
+    if model is not None:
+        self._model = model
+
+
+def test_keras_tuner_is_an_extra():
+    program = """
+import sys, keras_noisylb
+assert "keras_tuner" not in sys.modules
+sys.modules["keras_tuner"] = None  # as if it were not installed
+import keras_noisylb.tuning
+"""
+    root = pathlib.Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
+    assert "pip install 'keras-noisylb[tuner]'" in run.stderr.splitlines()[-1]
