@@ -129,6 +129,9 @@ for name, network in networks.items():
     )
 
 # %% [markdown]
+# The two need not be quite equal. The network's activation, ReLU, has a kink at 0. The Hessian
+# knows only the smooth pieces between kinks, and a step of this length crosses some.
+#
 # ## Many directions
 #
 # The *trace* is the sum of all eigenvalues. Divided by their number it is the curvature of a

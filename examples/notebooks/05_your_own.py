@@ -117,6 +117,7 @@ def gain_rule(layer, use, d, conv):
 
 
 RULES.register(Gain, LayerRule(gain_rule, ("gain",)))
+model = make_model()
 print(nlb.report(model, noise, batch_size))
 
 # %% [markdown]

@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,9 +158,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         """
         _refuse(x, callbacks, kwargs)
         chosen = choose(self.space, hp)
-        # What stands before KerasTuner's callbacks is the user's, perhaps with a state of its own.
-        own = list(itertools.takewhile(lambda c: not hasattr(c, "tuner"), callbacks))
-        copies = [copy.deepcopy(own) for _ in self.seeds]
+        callbacks = _for_each_seed(callbacks, self.seeds)
         histories = []
         # The given model comes last: until then it holds neither momentum nor a traced step.
         for number in reversed(range(len(self.seeds))):
@@ -173,7 +172,10 @@ class NoisyHyperModel(keras_tuner.HyperModel):
                 strategy=model.distribute_strategy,
                 updates=epochs * _steps(data, num_examples),
                 epochs=epochs,
-                callbacks=[*copies.pop(), *callbacks[len(own) :]],  # each holds the model it trained
+                callbacks=[
+                    *copies.pop(),
+                    *callbacks[len(own) :],
+                ],  # each holds the model it trained
                 **data,
                 **kwargs,
             )
@@ -246,6 +248,24 @@ def _refuse(x, callbacks, kwargs):
         )
     if wrong:
         raise keras_tuner.errors.FatalValueError(wrong)
+
+
+def _for_each_seed(callbacks, seeds):
+    """Lists of callbacks: copies of the user's, which may have a state, and KerasTuner's own."""
+
+    def is_hparams(callback):  # writes the hyperparameters for TensorBoard, and only once
+        return type(callback).__module__.startswith("tensorboard")
+
+    own = list(itertools.takewhile(lambda c: not (hasattr(c, "tuner") or is_hparams(c)), callbacks))
+    tuners = list(callbacks[len(own) :])
+    lists = []
+    for number, seed in enumerate(seeds):
+        copies = copy.deepcopy(own)
+        for callback in copies:
+            if isinstance(callback, keras.callbacks.TensorBoard):
+                callback.log_dir = os.path.join(callback.log_dir, f"seed_{seed}")
+        lists.append([*copies, *(c for c in tuners if number == 0 or not is_hparams(c))])
+    return lists
 
 
 def _data(x, y, batch_size, fit_args):

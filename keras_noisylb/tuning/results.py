@@ -62,7 +62,7 @@ def _result(trial, objective):
         score=float(trial.score) if completed else None,
         seed_scores=seed_scores,
         std=statistics.stdev(seed_scores.values()) if len(seed_scores) > 1 else None,
-        values={k: v for k, v in trial.hyperparameters.values.items()},
+        values=dict(trial.hyperparameters.values),
         reason=_reason(trial) if trial.status == "FAILED" else None,
     )
 

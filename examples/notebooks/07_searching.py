@@ -1,0 +1,160 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Searching with KerasTuner
+#
+# Training with noise has *hyperparameters*, numbers that training itself does not find: the
+# learning rate, the batch sizes, which noise, how large and for how long. A *search* trains with
+# several combinations, each called a *trial*, and keeps the one that does best on examples that
+# were held out.
+#
+# `keras_noisylb.tuning` brings the search space of this method to every tuner of KerasTuner, which
+# is installed by
+#
+#     pip install 'keras-noisylb[tuner]'
+
+# %% tags=["parameters"]
+num_examples = 3000  # images, of which a fifth is held out
+epochs = 6
+max_trials = 4
+seeds = (0, 1)
+
+# %%
+import tempfile
+
+import keras
+import keras_tuner
+import matplotlib.pyplot as plt
+import numpy as np
+
+import keras_noisylb as nlb
+from keras_noisylb.tuning import NoisyHyperModel, results
+
+(x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
+x_train, y_train = x_train[:num_examples], y_train[:num_examples]
+
+# %% [markdown]
+# ## What is held out
+#
+# The test images must not choose the hyperparameters: the best of several trials would look better
+# on them than it is. So a fifth of the training images is set aside, the same proportion of every
+# class.
+
+# %%
+(x_fit, y_fit), held_out = nlb.data.split(x_train, y_train, fraction=0.2)
+print(f"{len(x_fit)} images to train on, {len(held_out[0])} held out")
+
+# %% [markdown]
+# ## The search space
+#
+# A `NoisyHyperModel` needs a function that builds a network, and a loss. Every part of the space is
+# a value, which is then fixed, or a tuple of choices, or a function that asks `hp` for a number.
+# Parts that are not given have choices of their own.
+#
+# Here a small network is trained with batches of 400, with diagonal noise or without. The learning
+# rate is searched on a logarithmic scale. Each trial trains once for each of the seeds, and its
+# score is the mean.
+
+
+# %%
+def build(hp):
+    """A network with one hidden layer."""
+    return nlb.models.MLP(hidden_units=(64,), ghost_batch_size=50)
+
+
+hypermodel = NoisyHyperModel(
+    build,
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    seeds=seeds,
+    noise=("diagonal", "none"),
+    estimator="split",
+    small_batch_size=50,
+    large_batch_size=400,
+    multiplier=(1.0, 0.3),
+    learning_rate=lambda hp: hp.Float("learning_rate", 0.02, 0.5, sampling="log"),
+    noise_fraction=0.25,
+    warmup_fraction=0.05,
+    momentum=0.9,
+)
+
+# %% [markdown]
+# ## The search
+#
+# The tuner chooses the trials, at random here. It keeps them in a folder, so that a search that was
+# interrupted goes on; this one is thrown away.
+
+# %%
+folder = tempfile.TemporaryDirectory()
+tuner = keras_tuner.RandomSearch(
+    hypermodel,
+    objective="val_accuracy",
+    max_trials=max_trials,
+    seed=0,
+    directory=folder.name,
+    project_name="noise",
+)
+tuner.search(x_fit, y_fit, validation_data=held_out, epochs=epochs, verbose=0)
+
+# %% [markdown]
+# ## What was found
+#
+# `results` gives the trials, best first, with the score of each seed.
+
+# %%
+trials = results(tuner)
+for trial in trials:
+    scores = ", ".join(f"{score:.1%}" for score in trial.seed_scores.values())
+    noise = trial.values["noise"]
+    if noise != "none":
+        noise += f" × {trial.values['multiplier']}"
+    rate = trial.values["learning_rate"]
+    print(f"rate {rate:.3f}, noise {noise:14} {trial.score:.1%} (seeds: {scores})")
+
+# %%
+plt.figure(figsize=(5, 3))
+for kind, marker in (("none", "o"), ("diagonal", "^")):
+    chosen = [trial for trial in trials if trial.values["noise"] == kind]
+    rates = np.repeat([trial.values["learning_rate"] for trial in chosen], len(seeds))
+    scores = [score for trial in chosen for score in trial.seed_scores.values()]
+    plt.plot(rates, scores, marker, label=f"noise: {kind}")
+plt.gca().set(xlabel="learning rate", ylabel="accuracy, held out", xscale="log")
+plt.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## Is the best one really better?
+#
+# The trials compete by scores that chance is part of, so the winner is partly a lucky one. Two
+# things tell how much: the spread of the seeds within a trial, and the standard error of an
+# accuracy on so few held-out images.
+
+# %%
+best, *others = trials
+lead = best.score - others[0].score
+spread = np.sqrt(np.mean([trial.std**2 for trial in trials]))
+error = np.sqrt(best.score * (1 - best.score) / len(held_out[0]))
+print(f"The best trial leads by {lead:.2%}. Seeds of one trial spread by {spread:.2%} (standard")
+print(f"deviation), and {len(held_out[0])} images have a standard error of {error:.2%}.")
+clear = lead > 2 * max(spread, error)
+print("That is a clear lead." if clear else "That lead is within what chance does.")
+
+# %% [markdown]
+# ## Training with the best values
+#
+# Once more, with the first seed, and one look at the test images at the end.
+
+# %%
+values = tuner.get_best_hyperparameters()[0]
+model = hypermodel.build(values)
+hypermodel.fit(values, model, x_fit, y_fit, validation_data=held_out, epochs=epochs, verbose=0)
+accuracy = model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
+error = np.sqrt(accuracy * (1 - accuracy) / len(x_test))
+print(f"test accuracy {accuracy:.2%} ± {error:.2%}")
+folder.cleanup()
