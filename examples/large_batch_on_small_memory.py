@@ -4,8 +4,9 @@
 
 `report` reads from the graph of a step how many microbatches keep it within `--memory` GiB. The
 script then takes two updates at once and in microbatches, each in a process of its own, and prints
-how far the peak memory of the process rose above what it had before training. (The figure is the
-operating system's, on Linux and macOS. On a GPU use `tf.config.experimental.get_memory_info`.)
+how far the peak memory of the process rose above what it had before training. That includes what
+`report` leaves out: momentum, and the program that traces the step. (The figure is the operating
+system's, on Linux and macOS. On a GPU use `tf.config.experimental.get_memory_info`.)
 """
 
 import argparse

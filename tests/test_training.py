@@ -318,7 +318,7 @@ def test_unseeded_random_numbers_are_as_in_keras(estimator, noise_steps):
             noise = nlb.DiagonalFisher(2, estimator, multiplier=0.5)
             optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=noise_steps, seed=0)
         model.compile(optimizer, "mse", jit_compile=False)
-        found.append([model.train_on_batch(x, y) for _ in range(6)])
+        found.append([float(model.train_on_batch(x, y)) for _ in range(6)])
     assert len(set(found[0])) > 3
     if estimator == "per_example" or noise_steps == 0:  # the halves of split draw in turn
         np.testing.assert_allclose(found[1], found[0], rtol=1e-5)

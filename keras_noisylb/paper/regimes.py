@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from keras_noisylb.batch_change import BatchChange
 from keras_noisylb.noise import (
@@ -38,7 +38,7 @@ class Regime:
 
     title: str
     batch: Literal["small", "large", "change"]
-    noise: Callable[[object], Noise] | None = None
+    noise: Callable[[Any], Noise] | None = None
 
     def batch_change(self, options):
         """The batch sizes over the epochs of a run.

@@ -1,10 +1,6 @@
 """The hypermodel: what KerasTuner builds and trains in every trial."""
 
-import copy
 import gc
-import itertools
-import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +10,7 @@ import keras_tuner
 from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.training import NoisyModel
+from keras_noisylb.tuning.arguments import callbacks_of_seeds, data_of, refuse
 from keras_noisylb.tuning.space import NONE, Part, check, choose, learning_rate_of, noise_of
 from keras_noisylb.types import Loss
 
@@ -156,13 +153,15 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         Raises:
             FatalValueError: for arguments that would change what is searched; it ends the search.
         """
-        _refuse(x, callbacks, kwargs)
+        refuse(x, callbacks, kwargs)
         chosen = choose(self.space, hp)
-        callbacks = _for_each_seed(callbacks, self.seeds)
+        lists = callbacks_of_seeds(callbacks, self.seeds)
         histories = []
         # The given model comes last: until then it holds neither momentum nor a traced step.
         for number in reversed(range(len(self.seeds))):
-            data, num_examples = _data(x, y, chosen["large_batch_size"], kwargs)
+            data, num_examples, steps = data_of(
+                x, y, chosen["large_batch_size"], kwargs.get("validation_split") or 0.0
+            )
             check(chosen, num_examples)
             history = self._train(
                 hp,
@@ -170,12 +169,9 @@ class NoisyHyperModel(keras_tuner.HyperModel):
                 self.seeds[number],
                 model if number == 0 and not initial_epoch else None,
                 strategy=model.distribute_strategy,
-                updates=epochs * _steps(data, num_examples),
+                updates=epochs * steps,
                 epochs=epochs,
-                callbacks=[
-                    *copies.pop(),
-                    *callbacks[len(own) :],
-                ],  # each holds the model it trained
+                callbacks=lists.pop(),  # not kept: they hold the model that they see
                 **data,
                 **kwargs,
             )
@@ -186,8 +182,9 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         if model is None:
             keras.utils.clear_session()
             gc.collect()
+            with strategy.scope():
+                model = self._model(hp, seed)
         with strategy.scope():
-            model = model or self._model(hp, seed)
             self._compile(model, chosen, learning_rate_of(chosen, updates), seed)
         if chosen["noise"] != NONE:
             callbacks = [NoiseTermination(chosen["noise_fraction"]), *callbacks]
@@ -213,71 +210,3 @@ class NoisyHyperModel(keras_tuner.HyperModel):
             for m in self.metrics
         ]
         model.compile(optimizer, loss=self.loss, metrics=metrics)
-
-
-def _refuse(x, callbacks, kwargs):
-    """End a search that would silently be another one than it says."""
-    tuner = next((c.tuner for c in callbacks if hasattr(c, "tuner")), None)
-    refused = {
-        "optimizer=": tuner is not None and tuner.optimizer,
-        "loss=": tuner is not None and tuner.loss,
-        "metrics=": tuner is not None and tuner.metrics,
-        "executions_per_trial=": tuner is not None and tuner.executions_per_trial > 1,
-    }
-    wrong = None
-    if any(refused.values()):
-        names = ", ".join(name for name, value in refused.items() if value)
-        wrong = (
-            f"The tuner got {names} which NoisyHyperModel decides: give it `loss`, `metrics` and "
-            "`seeds` instead. SGD is its optimizer."
-        )
-    elif "batch_size" in kwargs:
-        wrong = (
-            "The batch size is part of the space: NoisyHyperModel(large_batch_size=...). Received: "
-            f"search(batch_size={kwargs['batch_size']})"
-        )
-    elif kwargs.get("validation_data") is None and not kwargs.get("validation_split"):
-        wrong = (
-            "A trial is scored on data that it was not trained on: pass validation_data, taken "
-            "from the training set and not from the test set, or validation_split."
-        )
-    elif not callable(x) and not all(hasattr(a, "shape") for a in keras.tree.flatten(x)):
-        wrong = (
-            "`x` must be arrays, or a function that makes the data for a batch size, such as "
-            f"lambda batch_size: data.batches(x, y, batch_size). Received: {type(x).__name__}"
-        )
-    if wrong:
-        raise keras_tuner.errors.FatalValueError(wrong)
-
-
-def _for_each_seed(callbacks, seeds):
-    """Lists of callbacks: copies of the user's, which may have a state, and KerasTuner's own."""
-
-    def is_hparams(callback):  # writes the hyperparameters for TensorBoard, and only once
-        return type(callback).__module__.startswith("tensorboard")
-
-    own = list(itertools.takewhile(lambda c: not (hasattr(c, "tuner") or is_hparams(c)), callbacks))
-    tuners = list(callbacks[len(own) :])
-    lists = []
-    for number, seed in enumerate(seeds):
-        copies = copy.deepcopy(own)
-        for callback in copies:
-            if isinstance(callback, keras.callbacks.TensorBoard):
-                callback.log_dir = os.path.join(callback.log_dir, f"seed_{seed}")
-        lists.append([*copies, *(c for c in tuners if number == 0 or not is_hparams(c))])
-    return lists
-
-
-def _data(x, y, batch_size, fit_args):
-    """The arguments of `fit` for the data, and the number of training examples, if known."""
-    if callable(x):
-        return {"x": x(batch_size)}, None
-    held_out = fit_args.get("validation_split") or 0.0
-    num_examples = int(len(keras.tree.flatten(x)[0]) * (1 - held_out))
-    return {"x": x, "y": y, "batch_size": batch_size}, num_examples
-
-
-def _steps(data, num_examples):
-    if num_examples is None:
-        return len(data["x"])
-    return math.ceil(num_examples / data["batch_size"])
