@@ -58,7 +58,7 @@ def random_search(model, directory, max_trials=2, **options):
 
 
 def by_hand(values, seed=0, epochs=2):
-    """The best validation loss of a trial, from the parts of the package that it names."""
+    """The best validation loss of a trial."""
     batch_size = values["large_batch_size"]
     updates = epochs * math.ceil(NUM_TRAIN / batch_size)
     rate = nlb.WarmupStepDecay(
@@ -68,8 +68,7 @@ def by_hand(values, seed=0, epochs=2):
     )
     optimizer, callbacks = keras.optimizers.SGD(rate, momentum=0.9), []
     if values["noise"] == "diagonal":
-        noise = nlb.DiagonalFisher(10, estimator="split")
-        optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=seed)
+        optimizer = nlb.NoisyOptimizer(optimizer, nlb.DiagonalFisher(10, "split"), seed=seed)
         callbacks = [nlb.NoiseTermination(0.5)]
     keras.utils.set_random_seed(seed)
     model = nlb.NoisyModel(linear(None))
@@ -121,7 +120,6 @@ def tuner_of(kind, directory):
     if kind == "hyperband":
         return keras_tuner.Hyperband(model, max_epochs=2, factor=2, **options)
     if kind == "bayesian":
-        pytest.importorskip("sklearn")
         options |= {"max_trials": 3, "num_initial_points": 2}
         return keras_tuner.BayesianOptimization(model, **options)
     return keras_tuner.RandomSearch(model, max_trials=3, **options)
@@ -183,7 +181,6 @@ def test_seeds_mean_and_spread(tmp_path):
     assert trial.seed_scores == pytest.approx(expected, rel=1e-5)
     assert trial.score == pytest.approx(statistics.mean(expected.values()), rel=1e-5)
     assert trial.std == pytest.approx(statistics.stdev(expected.values()), rel=1e-3) and trial.std
-    # KerasTuner keeps them with the trial, and every seed got a copy of each callback.
     stored = json.loads((tmp_path / "search/trial_0/trial.json").read_text())["metrics"]["metrics"]
     assert stored["val_loss_seed_5"]["observations"][0]["value"] == [trial.seed_scores[5]]
     assert [training["epochs"] for training in Record.trainings] == [2, 2]
@@ -379,7 +376,7 @@ def test_memory_is_given_back(leaking, tmp_path, monkeypatch):
     tuner = random_search(model, tmp_path, max_trials=1 if leaking else 2)
     tuner.search(**DATA, epochs=1, callbacks=[Alive()])
     first, later = Alive.counts[:3], Alive.counts[3:]
-    # The tuner's own model and the one in training, then the tuner's own in training.
+    # The tuner's own model beside the one in training, which it is at last itself.
     assert [models for models, _ in first] == ([2, 3, 3] if leaking else [2, 2, 1])
     assert later == ([] if leaking else first)  # nothing of a trial outlives it
 
