@@ -75,7 +75,7 @@ print(f"{network.count_params():,} weights")
 # the diagonal of the *Fisher* matrix), and draws Gaussian noise of the missing variance.
 #
 # `multiplier` scales the noise. At 1 it has the variance above; on this data 0.3 did better in a
-# trial (the README says which).
+# trial (see `docs/results.md`).
 
 # %%
 noise = nlb.DiagonalFisher(small_batch_size, multiplier=0.3)
