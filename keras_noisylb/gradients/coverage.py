@@ -43,7 +43,8 @@ def coverage(model, x):
     specs = keras.tree.map_structure(
         lambda t: None if t is None else tf.TensorSpec((_EXAMPLES, *t.shape[1:]), t.dtype), x
     )
-    key = (tuple(id(v) for v in model.trainable_variables), repr(specs))
+    rules = tuple(RULES.get(layer) for layer in all_layers(model))  # others may be registered later
+    key = (tuple(id(v) for v in model.trainable_variables), repr(specs), rules)
     known = _cache.setdefault(model, {})
     if key not in known:
         known[key] = _find(model, specs)

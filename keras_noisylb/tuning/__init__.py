@@ -8,7 +8,8 @@ except ImportError as error:
         "pip install 'keras-noisylb[tuner]'"
     ) from error
 
+from keras_noisylb.tuning.grid import GridSearch
 from keras_noisylb.tuning.hypermodel import NoisyHyperModel
 from keras_noisylb.tuning.results import TrialResult, results
 
-__all__ = ["NoisyHyperModel", "TrialResult", "results"]
+__all__ = ["GridSearch", "NoisyHyperModel", "TrialResult", "results"]
