@@ -25,7 +25,7 @@ def run(output, *arguments):
 
 
 @pytest.fixture
-def trained(small_row, monkeypatch):  # noqa: F811
+def trained(small_row, monkeypatch):
     """Runs whose accuracy is looked up, and the recipes that were asked for."""
     asked = []
 
@@ -90,7 +90,7 @@ def test_the_table_takes_the_rates(tmp_path, trained):
     assert "as given by --rates" in (tmp_path / "table" / "tiny" / "table2.md").read_text()
 
 
-def test_nothing_of_the_test_set_is_looked_at(small_row):  # noqa: F811
+def test_nothing_of_the_test_set_is_looked_at(small_row):
     (tried, *_) = rates.grid("2", PRESETS["tiny"], "there")
     whole = dataclasses.replace(tried.recipe, train_size=None)
     found = splits.load(whole.options(0))
@@ -123,7 +123,7 @@ def test_the_small_batches_of_batch_change_have_the_rate_of_sb():
     assert (run.recipe.small_learning_rate, run.recipe.learning_rate) == (0.07, 0.9)
 
 
-def test_refusals(tmp_path, small_row):  # noqa: F811
+def test_refusals(tmp_path, small_row):
     for factors in ("no", "0", "-1,1", "", "inf"):
         result = run(tmp_path / "out", "--factors", factors)
         assert result.exit_code == 2 and "--factors received" in result.stderr, factors
@@ -138,7 +138,7 @@ def test_refusals(tmp_path, small_row):  # noqa: F811
     assert rates.read(path) == {"mnist-mlp/lb": 0.4}
 
 
-def test_every_cell_every_rate_every_seed(small_row):  # noqa: F811
+def test_every_cell_every_rate_every_seed(small_row):
     runs = rates.grid("2", PRESETS["tiny"], "there", seeds=2, factors=(2.0, 1.0, 2.0))
     found = [(r.recipe.regime, r.recipe.learning_rate, *r.recipe.seeds) for r in runs]
     expected = [(regime, rate, s) for regime in REGIMES for rate in (0.01, 0.02) for s in (0, 1)]
