@@ -1,11 +1,13 @@
 """Search noise, batch sizes and learning rate with KerasTuner on a part of the bundled images.
 
     pip install 'keras-noisylb[tuner]'
-    python examples/tune.py
+    python examples/tune.py [--examples 2500] [--trials 6] [--epochs 5]
 
 Six random trials of two seeds each: enough to show the table, far too few to choose anything by.
 The directory `results/tune` keeps the search; started once more, it goes on where it stopped.
 """
+
+import argparse
 
 import keras
 import keras_tuner
@@ -15,8 +17,14 @@ from rich.table import Table
 import keras_noisylb as nlb
 from keras_noisylb.tuning import NoisyHyperModel, results
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--examples", type=int, default=2500, help="images, a fifth of them held out")
+parser.add_argument("--trials", type=int, default=6)
+parser.add_argument("--epochs", type=int, default=5)
+options = parser.parse_args()
+
 (x, y), _ = nlb.data.load("fashion_mnist_small")  # the test set plays no part in a search
-x, y = x[:2500], y[:2500]
+x, y = x[: options.examples], y[: options.examples]
 
 hypermodel = NoisyHyperModel(
     lambda hp: nlb.models.MLP(hidden_units=(128,), ghost_batch_size=32),
@@ -32,12 +40,12 @@ hypermodel = NoisyHyperModel(
 tuner = keras_tuner.RandomSearch(
     hypermodel,
     objective="val_accuracy",
-    max_trials=6,
+    max_trials=options.trials,
     seed=8,
     directory="results",
     project_name="tune",
 )
-tuner.search(x, y, epochs=5, validation_split=0.2, verbose=0)
+tuner.search(x, y, epochs=options.epochs, validation_split=0.2, verbose=0)
 
 parts = ["noise", "estimator", "small_batch_size", "multiplier", "noise_fraction"]
 parts += ["large_batch_size", "learning_rate"]

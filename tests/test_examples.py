@@ -155,6 +155,18 @@ def test_large_batch_on_small_memory():
     )
 
 
+def test_tune(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)  # where it keeps the search
+    names = run_script("tune", monkeypatch, "--examples", "600", "--trials", "2", "--epochs", "1")
+    printed = capsys.readouterr().out
+    for trial in names["results"](names["tuner"]):
+        scores = list(trial.seed_scores.values())
+        assert trial.status == "COMPLETED" and len(scores) == 2
+        mean, spread = np.mean(scores), np.std(scores, ddof=1)
+        assert f"{mean:.3f} ± {spread:.3f}" in printed
+    assert list(tmp_path.glob("results/tune/trial_*/trial.json"))
+
+
 def test_quick_start_notebook():
     history = run_notebook("01_quick_start", num_examples=1000, epochs=4)["history"]
     assert history["noise_to_gradient"][0] > 0
@@ -215,7 +227,6 @@ def test_devices_notebook(monkeypatch):
 
 
 def test_searching_notebook():
-    pytest.importorskip("keras_tuner")
     names = run_notebook("07_searching", num_examples=1000, epochs=1, max_trials=2)
     trials = names["trials"]
     assert [trial.status for trial in trials] == ["COMPLETED"] * 2

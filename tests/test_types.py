@@ -9,7 +9,8 @@ import keras_noisylb
 
 PROGRAM = pathlib.Path(__file__).parent / "typed_program.py"
 SUBPACKAGES = (
-    "callbacks", "data", "diagnostics", "gradients", "models", "noise", "quadratic", "schedules"
+    "callbacks", "data", "diagnostics", "gradients", "models", "noise", "quadratic", "schedules",
+    "tuning",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import keras_noisylb as nlb
-from keras_noisylb import callbacks, data, diagnostics, gradients, models, noise, quadratic
+from keras_noisylb import callbacks, data, diagnostics, gradients, models, noise, quadratic, tuning
 from keras_noisylb.data import DatasetInfo
 from keras_noisylb.gradients import LayerRule
 from keras_noisylb.quadratic import ConvergenceBound, Quadratic
@@ -189,3 +189,15 @@ def theory() -> None:
     covariance = assert_type(quadratic.diffusion_covariance(problem, 1.0, 0.1), np.ndarray)
     assert_type(quadratic.squared_hellinger(mean, covariance, mean, covariance), float)
     assert_type(quadratic.uniform_stability([(mean, covariance)]), float)
+
+
+def search(x: np.ndarray, y: np.ndarray) -> float | None:
+    hypermodel = tuning.NoisyHyperModel(
+        lambda hp: models.MLP(), "mse", seeds=(0, 1), noise="diagonal", momentum=(0.9, 0.0)
+    )
+    assert_type(hypermodel, tuning.NoisyHyperModel)
+    tuner = tuning.GridSearch(hypermodel, objective="val_loss")
+    tuner.search(x, y, epochs=2, validation_split=0.2)
+    best = assert_type(tuning.results(tuner), list[tuning.TrialResult])[0]
+    assert_type(best.seed_scores, dict[int, float])
+    return assert_type(best.std, float | None)
