@@ -1,5 +1,6 @@
 """The commands `recipes` and `table`."""
 
+import itertools
 import pathlib
 from typing import Annotated
 
@@ -43,7 +44,9 @@ def grid(header, rows, right=(), **options):
     Returns:
         A `rich.table.Table`.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption_justify="left", **options)
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", **options
+    )
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number in right else "left")
     for row in rows:
@@ -207,7 +210,10 @@ def report(number, words, runs, folder, console):
     records.write_text(paths[0], accuracy.to_markdown(lines, words))
     records.write_text(paths[1], accuracy.to_csv(lines))
     header, rows = accuracy.cells(lines)
-    console.print(grid(header, rows, right=range(2, 7), caption=words))
+    shown = []  # a line for the name of each row, so that the rest fits 80 columns
+    for name, group in itertools.groupby(rows, key=lambda row: row[0]):
+        shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]
+    console.print(grid(header[1:], shown, right=range(1, 6), caption=words))
     console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)
 
 
