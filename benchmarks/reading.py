@@ -104,19 +104,33 @@ def train(options):
     print(f"{path.name}: {100 * results['held_out_accuracy']:.2f} %", flush=True)
 
 
+def described(options):
+    """Regime, λ and rate of a record, in words."""
+    (regime,) = options["regimes"]
+    words, noisy = regime.upper() if len(regime) == 2 else regime, regime.startswith("lb-")
+    if regime == "lb-diagonal":
+        words += {"exact": ", exact", "uncorrelated": ", A.5"}[options["conv"]]
+    if options["placement"] == "update":
+        words += ", in the update"
+    if options["l2"]:
+        words += f", L2 {options['l2']:g}"
+    multiplier = f"{options['multiplier']:g}" if noisy else "–"
+    return words, multiplier, f"{options['learning_rate'][regime]:g}"
+
+
 def table(_):
     """Print the table of all records."""
-    columns = ("training", "train loss", "train %", "held-out %", "test %", "‖w‖², ¼ → end")
-    print(f"| {' | '.join(columns)} | rate/‖w‖² after ¼, 10⁻³ |")
-    print("|---|---|---|---|---|---|---|")
-    for path in sorted(FOLDER.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    columns = ("regime", "λ", "rate", "train loss", "train %", "held-out %", "test %")
+    print(f"| {' | '.join(columns)} | ‖w‖², ¼ → end | rate/‖w‖², 10⁻³ |")
+    print("|---" * 9 + "|")
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")]
+    for record in sorted(found, key=lambda record: described(record["options"])):
         epochs = record["epochs"]
         quarter = epochs[len(epochs) // 4]
         print(
-            f"| {path.stem} | {record['train_loss'] or math.nan:.4f} | "
-            f"{100 * record['train_accuracy']:.2f} | {100 * record['held_out_accuracy']:.2f} | "
-            f"{100 * record['test_accuracy']:.2f} | "
+            f"| {' | '.join(described(record['options']))} | "
+            f"{record['train_loss'] or math.nan:.3f} | {100 * record['train_accuracy']:.1f} | "
+            f"{100 * record['held_out_accuracy']:.1f} | {100 * record['test_accuracy']:.1f} | "
             f"{quarter['kernel_norm_squared']:.0f} → {epochs[-1]['kernel_norm_squared']:.0f} | "
             f"{1e3 * quarter['effective_rate']:.2f} |"
         )
