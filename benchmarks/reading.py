@@ -108,7 +108,7 @@ def described(options):
     """Regime, λ and rate of a record, in words."""
     (regime,) = options["regimes"]
     words, noisy = regime.upper() if len(regime) == 2 else regime, regime.startswith("lb-")
-    if regime == "lb-diagonal":
+    if regime in {"lb-diagonal", "lb-trace"}:
         words += {"exact": ", exact", "uncorrelated": ", A.5"}[options["conv"]]
     if options["placement"] == "update":
         words += ", in the update"
