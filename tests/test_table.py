@@ -84,7 +84,7 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     wait(lambda: not any(running(child) for child in children.split()))
     before = (first / "run.json").read_bytes()
     assert not (second / "run.json").exists()
-    done = plan.Run(small("lb-diagonal"), second).epochs_done()
+    done = plan.Run(small("lb-diagonal"), second).done()
     assert 1 <= done < EPOCHS
 
     monkeypatch.setattr(queue, "ask", lambda *arguments: "")

@@ -234,6 +234,45 @@ def test_every_noise_is_built(noise):
     assert type(built) is type(expected) and built.get_config() == expected.get_config()
 
 
+def own_noises():
+    return {
+        "capped": lambda hp: nlb.DiagonalFisher(
+            hp.Choice("small_batch_size", [10, 20]), max_examples=hp.Choice("kept", [30, 60])
+        ),
+        "wide": lambda hp: nlb.Isotropic(hp.Float("sigma", 0.1, 0.2)),
+        "none": None,
+    }
+
+
+def test_noises_of_ones_own(tmp_path):
+    space = space_of(tmp_path, noise=own_noises())
+    assert space["noise"].values == ["capped", "wide", "none"]
+    conditions = {name: p.conditions[0].values for name, p in space.items() if p.conditions}
+    assert conditions == {
+        "small_batch_size": ["capped"],
+        "kept": ["capped"],
+        "sigma": ["wide"],
+        "noise_fraction": ["capped", "wide"],
+    }
+    hp = keras_tuner.HyperParameters()
+    hp.Fixed("kept", 60)
+    built = hypermodel(noise=own_noises()).build(hp).optimizer.noise
+    assert built.get_config() == nlb.DiagonalFisher(10, max_examples=60).get_config()
+    hp = keras_tuner.HyperParameters()
+    hp.Fixed("noise", "none")
+    assert isinstance(hypermodel(noise=own_noises()).build(hp).optimizer, keras.optimizers.SGD)
+
+
+def test_a_noise_of_ones_own_is_searched(tmp_path):
+    made = {"mine": lambda hp: nlb.DiagonalFisher(hp.Fixed("size", 10), "split")}
+    tuner = random_search(hypermodel(noise=made), tmp_path, max_trials=1)
+    tuner.search(**DATA, epochs=2)
+    (trial,) = results(tuner)
+    assert trial.values["noise"] == "mine" and trial.values["size"] == 10
+    named = {**trial.values, "noise": "diagonal"}
+    assert trial.score == pytest.approx(by_hand(named), rel=1e-5)
+
+
 def test_the_builder_sees_the_space_and_may_give_microbatches():
     def builder(hp):
         return nlb.NoisyModel(linear(hp), num_microbatches=hp.get("large_batch_size") // 30)
@@ -305,6 +344,9 @@ def test_bad_spaces_are_refused_before_the_search(tmp_path):
     for noise, message in (
         ("diagonl", "Received: 'diagonl'"),
         (lambda hp: hp.Choice("kind", ["full"]), "must register it by that name"),
+        ({}, "a function `hp -> Noise` for each name"),
+        ({"mine": None}, "a function `hp -> Noise` for each name"),
+        ({"none": lambda hp: None}, 'and None for "none"'),
     ):
         with pytest.raises(ValueError, match=message):
             random_search(hypermodel(noise=noise), tmp_path)

@@ -234,12 +234,13 @@ def show_plan(runs, console):
             timings[recipe.row] = time_row(recipe.row)
         finished = run.finished()
         timing = timings[recipe.row]
-        needed = predict(recipe, timing["seconds"]) * (1 - run.epochs_done() / recipe.epochs)
-        needed = 0.0 if finished else needed + timing["start"]
+        whole = predict(recipe, timing["seconds"]) * run.trainings
+        needed = whole * (1 - run.done() / run.length) + timing["start"]
+        needed = 0.0 if finished else needed
         seconds += needed
-        state = "finished" if finished else f"{run.epochs_done()} of {recipe.epochs}"
+        state = "finished" if finished else f"{run.done()} of {run.length} {run.unit}"
         rows.append((run.title, state, "–" if finished else duration(needed)))
-    console.print(grid(("run", "epochs done", "about"), rows, right=(1, 2)))
+    console.print(grid(("run", "done", "about"), rows, right=(1, 2)))
     devices = ", ".join({timing["device"] for timing in timings.values()})
     console.print(f"{len(runs)} runs, about {duration(seconds)} on {devices}. Nothing was trained.")
 

@@ -9,19 +9,31 @@ from noisylb import table_commands as shared
 from rich.console import Console
 
 FACTORS = Annotated[
-    str, typer.Option(help="What each recipe's rate is multiplied by, separated by commas.")
+    str | None,
+    typer.Option(help="What each recipe's rate is multiplied by, separated by commas (0.5,1,2)."),
 ]
+TRIALS = Annotated[
+    int | None,
+    typer.Option(help="Search rate, momentum, noise and more at random, in so many trials."),
+]
+PARTS = Annotated[
+    str | None, typer.Option(help="What --trials searches, separated by commas (all).")
+]
+SHOWN = 3  # trials of each search
 
 
 @app.command(
     help="Find the learning rate of each cell of Table 2 or 3, on a sixth of the training set that "
-    "is held out. `noisylb table --rates FILE` takes them."
+    "is held out; `noisylb table --rates FILE` takes them. With --trials, search all that a "
+    "recipe leaves open."
 )
 def tune(
     number: shared.NUMBER,
     rows: shared.ROWS = None,
     regimes: shared.REGIMES = None,
-    factors: FACTORS = "0.5,1,2",
+    factors: FACTORS = None,
+    trials: TRIALS = None,
+    parts: PARTS = None,
     seeds: shared.SEEDS = 1,
     preset: shared.PRESET = "quick",
     data_dir: shared.DATA_DIR = None,
@@ -29,13 +41,15 @@ def tune(
     output: shared.OUTPUT = "results/tuning",
     dry_run: shared.DRY_RUN = False,
 ):
-    """Tune learning rates.
+    """Tune learning rates, or search.
 
     Args:
         number: of the table.
         rows: names of rows.
         regimes: names of regimes.
         factors: of the recipes' rates.
+        trials: number of trials of a search.
+        parts: names of what is searched.
         seeds: number of seeds.
         preset: name of the size.
         data_dir: folder of the prepared data sets.
@@ -45,27 +59,44 @@ def tune(
     """
     size, console = shared.preset_named(preset), Console()
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
-    try:
-        multiples = [float(factor) for factor in factors.split(",") if factor.strip()]
-    except ValueError:
-        fail(f"--factors received {factors!r}, expected numbers as in 0.5,1,2. Change --factors.")
+    folder = pathlib.Path(output) / size.name
+    if trials is not None and factors is not None:
+        fail("--factors is of the grid of rates, --trials of a search. Give one of them.")
+    if trials is None and parts is not None:
+        fail("--parts says what --trials searches. Give --trials 20, say.")
 
-    def search(queue):
+    def rate_grid():
         from keras_noisylb.paper import rates
 
         runs = rates.grid(number, size, output, rows, regimes, seeds, multiples)
+        return runs, lambda: report_rates(size, folder, console)
+
+    def search():
+        try:
+            import keras_noisylb.tuning  # noqa: F401 -- says how KerasTuner is installed
+        except ImportError as error:
+            fail(error)
+        from keras_noisylb.paper.search import searches
+
+        runs = searches(number, size, output, rows, regimes, seeds, parts, trials)
+        return runs, lambda: report_trials(runs, console)
+
+    def find(queue):
+        runs, report = rate_grid() if trials is None else search()
         if dry_run:
             shared.show_plan(runs, console)
-            return
-        folder = pathlib.Path(output) / size.name
-        shared.do(
-            queue, runs, settings, folder, console, lambda: report(size, folder, console)
-        )  # fmt: skip
+        else:
+            shared.do(queue, runs, settings, folder, console, report)
 
-    work("queue", search, output)
+    try:
+        wanted = "0.5,1,2" if factors is None else factors
+        multiples = [float(factor) for factor in wanted.split(",") if factor.strip()]
+    except ValueError:
+        fail(f"--factors received {factors!r}, expected numbers as in 0.5,1,2. Change --factors.")
+    work("queue", find, output)
 
 
-def report(preset, folder, console):
+def report_rates(preset, folder, console):
     """Write and show the best rates of all that is finished in a folder, if anything is.
 
     Args:
@@ -96,3 +127,31 @@ def report(preset, folder, console):
         shared.grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words)
     )
     console.print(f"Rates: {path}", soft_wrap=True)
+
+
+def report_trials(searches, console):
+    """Show the best trials of the searches that are finished, if any is.
+
+    Args:
+        searches: list of `keras_noisylb.paper.search.Search`.
+        console: where they are shown.
+    """
+    rows = []
+    for search in searches:
+        record = search.record(typer.echo)
+        if record is None:
+            continue
+        rows.append((search.recipe.name, "", f"{len(record['trials'])} trials"))
+        for trial in record["trials"][:SHOWN]:
+            spread = "" if trial["std"] is None else f" ± {100 * trial['std']:.2f}"
+            score = "–" if trial["score"] is None else f"{100 * trial['score']:.2f}{spread}"
+            values = ", ".join(f"{name} {trial['values'][name]:.4g}" for name in search.parts)
+            rows.append(("", score, trial["reason"] or values))
+    if rows:
+        words = (
+            "Held-out accuracy in percent of the best trials, each at its best epoch. All trials: "
+            "search.json in the folder of the recipe."
+        )
+        console.print(
+            shared.grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words)
+        )

@@ -38,6 +38,8 @@ class Run:
 
     recipe: Recipe
     folder: pathlib.Path
+    job = "train"  # of the worker
+    unit = "epochs"
 
     @classmethod
     def of(cls, recipe, seed, output, label=""):
@@ -63,16 +65,37 @@ class Run:
         return f"{self.recipe.name}{tuned}, seed {self.recipe.seeds[0]}"
 
     @property
+    def arguments(self):
+        """What the worker has to know besides folder and settings, as strings."""
+        return ()
+
+    @property
+    def trainings(self):
+        """How often the recipe is trained."""
+        return 1
+
+    @property
+    def length(self):
+        """How long it is, in its unit."""
+        return self.recipe.epochs
+
+    @property
     def work(self):
         """How much is computed, in a unit of no meaning."""
-        return WORK.get(self.recipe.model, 100) * examples(self.recipe) * self.recipe.epochs
+        epochs = self.recipe.epochs * self.trainings
+        return WORK.get(self.recipe.model, 100) * examples(self.recipe) * epochs
+
+    @property
+    def config(self):
+        """What it depends on, as plain data."""
+        return self.recipe.to_dict()
 
     def finished(self):
         """Whether there is a record, which may turn out to be damaged."""
         return (self.folder / RUN).exists()
 
-    def epochs_done(self):
-        """The number of finished epochs, of a run that has no record yet."""
+    def done(self):
+        """How much of the length is finished, of a run that has no record yet."""
         names = [path.name for path in self.folder.glob("checkpoint-*.keras")]
         return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
 
@@ -87,10 +110,21 @@ class Run:
         """
         path = self.folder / RUN
         found = records.read_json(path, KEYS, say)
-        if found is not None and found["config"] != self.recipe.to_dict():
+        if found is not None and found["config"] != self.config:
             records.set_aside(path, say)
             return None
         return found
+
+    def outcome(self, record):
+        """What came of it, in words.
+
+        Args:
+            record: of the run.
+        """
+        metrics, seconds = record["metrics"], record["wall_seconds"]
+        if metrics["diverged_epoch"] is not None:
+            return f"diverged at epoch {metrics['diverged_epoch']}, {seconds:.0f} s"
+        return f"{100 * metrics['test_accuracy']:.2f} %, {seconds:.0f} s"
 
 
 def chosen(flag, text, known):

@@ -149,28 +149,28 @@ def prepare(runs, say):
         OSError: if the folders cannot be written.
     """
     for run in runs:
-        records.open_folder(run.folder, run.recipe.to_dict(), ())
+        records.open_folder(run.folder, run.config, ())
     left = [run for run in runs if run.record(say) is None]
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before.")
     return left
 
 
 def train(run, settings, watch):
-    """Train one run in a process of its own.
+    """Do one run in a process of its own.
 
     Args:
         run: a `Run` whose folder is open.
         settings: dictionary of the arguments of `Recipe.options`.
-        watch: function of the number of finished epochs, called every half second.
+        watch: function of how much of its length is finished, called every half second.
 
     Returns:
         Why it failed, or `None`.
     """
     with (run.folder / LOG).open("ab+") as log:
-        arguments = (str(run.folder), json.dumps(settings))
-        with worker("train", *arguments, stdout=log, stderr=log) as process:
+        arguments = (str(run.folder), json.dumps(settings), *run.arguments)
+        with worker(run.job, *arguments, stdout=log, stderr=log) as process:
             while process.poll() is None:
-                watch(run.epochs_done())
+                watch(run.done())
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL)
         return reason(process.returncode, log) if process.returncode else None
@@ -215,11 +215,11 @@ def work(runs, settings, console):
         done = 0
         for number, run in enumerate(runs, start=1):
             place = f"[{number}/{len(runs)}] {run.title}"
-            bar = bars.add_task(place, total=run.recipe.epochs)
+            bar = bars.add_task(place, total=run.length)
 
-            def watch(epochs, run=run, bar=bar, done=done):
-                bars.update(bar, completed=epochs)
-                bars.update(whole, completed=done + run.work * epochs / run.recipe.epochs)
+            def watch(finished, run=run, bar=bar, done=done):
+                bars.update(bar, completed=finished)
+                bars.update(whole, completed=done + run.work * finished / run.length)
 
             failure = train(run, settings, watch)
             record = None if failure else run.record(say)
@@ -227,20 +227,8 @@ def work(runs, settings, console):
                 failed.append(run)
                 say(f"{place}: failed: {failure or 'no record'} ({run.folder / LOG})")
             else:
-                say(f"{place}: {outcome(record)}")
+                say(f"{place}: {run.outcome(record)}")
             done += run.work
             bars.update(whole, completed=done)
             bars.remove_task(bar)
     return failed
-
-
-def outcome(record):
-    """What came of a run, in words.
-
-    Args:
-        record: of the run.
-    """
-    metrics, seconds = record["metrics"], record["wall_seconds"]
-    if metrics["diverged_epoch"] is not None:
-        return f"diverged at epoch {metrics['diverged_epoch']}, {seconds:.0f} s"
-    return f"{100 * metrics['test_accuracy']:.2f} %, {seconds:.0f} s"

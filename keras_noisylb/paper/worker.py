@@ -1,8 +1,9 @@
 """A process of the queue: it does one job, gives its memory back, and ends with its parent.
 
-`python -m keras_noisylb.paper.worker train FOLDER SETTINGS`, and `data` and `time` likewise.
+`python -m keras_noisylb.paper.worker train FOLDER SETTINGS`; `search`, `data` and `time` likewise.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -74,6 +75,36 @@ def train(folder, settings):
         (folder / name).unlink()
 
 
+def search(folder, settings, max_trials):
+    """Search around the recipe of a folder's `config.json`, or go on, and write the one record.
+
+    Args:
+        folder: of the search, made by `records.open_folder`.
+        settings: arguments of `Recipe.options`, as JSON.
+        max_trials: number of trials, as a string.
+
+    Raises:
+        ValueError: if the recipe cannot be trained.
+        OSError: if the data cannot be read or the results not be written.
+    """
+    from keras_noisylb.paper import search as searching  # KerasTuner is an extra
+
+    folder, settings = pathlib.Path(folder), json.loads(settings)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]
+    parts = config.pop("parts")
+    recipe = Recipe.from_dict(config)
+    found = searching.run(folder, recipe, parts, int(max_trials), settings)
+    record = {
+        "config": {**config, "parts": parts},
+        "versions": records.versions(),
+        "device": device(),
+        "num_microbatches": settings.get("num_microbatches"),
+        "max_trials": int(max_trials),
+        "trials": [records.rounded(dataclasses.asdict(trial)) for trial in found],
+    }
+    records.write_json(folder / searching.RECORD, record)
+
+
 def data(settings, *names):
     """Load data sets, so that one that is missing is known before anything is trained.
 
@@ -129,7 +160,7 @@ def main():
     end_with_parent()
     job, *arguments = sys.argv[1:]
     try:
-        {"train": train, "data": data, "time": measure}[job](*arguments)
+        {"train": train, "search": search, "data": data, "time": measure}[job](*arguments)
     except (records.CompareError, ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)

@@ -36,7 +36,9 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         metrics: the metrics, as in `compile`.
         seeds: different integers from 0.
         noise: of "none", "diagonal", "trace", "full", "kronecker", "isotropic", "multiplicative".
-            A function of `hp` must register it by the name "noise".
+            A function of `hp` must register it by the name "noise". Noises of your own, or with
+            other arguments, are a dictionary of names to functions `hp -> Noise`, in which
+            `"none": None` may stand; of the parts below they have `noise_fraction` alone.
         estimator: of "per_example", "weighted", "split"; for "diagonal" and "trace".
         small_batch_size: M_S, of the noises made of the Fisher.
         multiplier: λ, of the noises made of the Fisher.

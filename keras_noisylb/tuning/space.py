@@ -43,20 +43,46 @@ def choose(space: dict[str, Part], hp: keras_tuner.HyperParameters) -> dict[str,
         hp: the hyperparameters of a trial.
 
     Returns:
-        Values by name; parts that mean nothing for the trial's noise are left out.
+        Values by name; parts that mean nothing for the trial's noise are left out. "made" is the
+        noise itself, where the space has functions that make it.
 
     Raises:
         ValueError: for a noise that is none of `NOISES`, or not registered as "noise".
     """
-    chosen = {name: _value(name, space[name], hp) for name in space if name not in NOISE_PARTS}
-    possible = _possible_noises(hp)
+    own = _own_noises(space["noise"])
+    if own:
+        space = {**space, "noise": tuple(own)}
+    chosen = {name: value_of(name, space[name], hp) for name in space if name not in NOISE_PARTS}
+    parts: dict[str, tuple[str, ...]] = {name: found for name, (_, found) in NOISES.items()}
+    if own:
+        parts = dict.fromkeys(own, ())
+    possible = _possible_noises(hp, parts)
+    for name, make in own.items():
+        with hp.conditional_scope("noise", [name]):
+            if make is not None and chosen["noise"] == name:
+                chosen["made"] = make(hp)
     for name in NOISE_PARTS:
-        users = [n for n in possible if name == "noise_fraction" or name in NOISES[n][1]]
+        users = [n for n in possible if name == "noise_fraction" or name in parts[n]]
         if users:
             with hp.conditional_scope("noise", users):
                 if chosen["noise"] in users:
-                    chosen[name] = _value(name, space[name], hp)
+                    chosen[name] = value_of(name, space[name], hp)
     return chosen
+
+
+def value_of(name: str, part: Part, hp: keras_tuner.HyperParameters) -> Any:
+    """The value of one part in a trial, registered in `hp`.
+
+    Args:
+        name: of the part.
+        part: what it may be.
+        hp: the hyperparameters of the trial.
+    """
+    if callable(part):
+        return part(hp)
+    if isinstance(part, (list, tuple)):
+        return hp.Choice(name, list(part))
+    return hp.Fixed(name, part)
 
 
 def noise_of(chosen: dict[str, Any]) -> Noise | None:
@@ -67,6 +93,8 @@ def noise_of(chosen: dict[str, Any]) -> Noise | None:
     """
     if chosen["noise"] == NONE:
         return None
+    if "made" in chosen:
+        return chosen["made"]
     noise_class, parts = NOISES[chosen["noise"]]
     return noise_class(**{name: chosen[name] for name in parts})
 
@@ -115,15 +143,21 @@ def check(chosen: dict[str, Any], num_examples: int | None) -> None:
         )
 
 
-def _value(name, part, hp):
-    if callable(part):
-        return part(hp)
-    if isinstance(part, (list, tuple)):
-        return hp.Choice(name, list(part))
-    return hp.Fixed(name, part)
+def _own_noises(part):
+    """The functions that make the user's own noises, by name; none where the part is no dict."""
+    if not isinstance(part, dict):
+        return {}
+    if not part or not all(
+        make is None if name == NONE else callable(make) for name, make in part.items()
+    ):
+        raise ValueError(
+            "A dictionary given for `noise` must have a function `hp -> Noise` for each name, and "
+            f'None for "none". Received: noise={part}'
+        )
+    return part
 
 
-def _possible_noises(hp):
+def _possible_noises(hp, known):
     """All noises that the space has, without "none": the parts of others are no dimensions."""
     registered = [parameter.values for parameter in hp.space if parameter.name == "noise"]
     if not registered:
@@ -132,10 +166,10 @@ def _possible_noises(hp):
             'register it by that name, as in lambda hp: hp.Choice("noise", [...]).'
         )
     possible = [name for values in registered for name in values if name != NONE]
-    unknown = [name for name in possible if name not in NOISES]
+    unknown = [name for name in possible if name not in known]
     if unknown:
         raise ValueError(
-            f"`noise` must be of {', '.join(map(repr, (NONE, *NOISES)))}. "
+            f"`noise` must be of {', '.join(map(repr, (NONE, *known)))}. "
             f"Received: {', '.join(map(repr, unknown))}"
         )
     return possible

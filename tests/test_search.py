@@ -1,0 +1,155 @@
+import dataclasses
+import json
+import sys
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+from noisylb import app
+from noisylb.protocol import PRESETS
+from noisylb.recipes import RECIPES
+from test_table import ROW, small_row  # noqa: F401 -- a fixture
+from typer.testing import CliRunner
+
+from keras_noisylb.paper import runs, search, splits
+from keras_noisylb.paper.compare import builder
+from keras_noisylb.paper.records import CompareError
+from keras_noisylb.paper.regimes import choose
+
+
+def tune(output, *arguments):
+    common = ("--preset", "tiny", "--output", str(output))
+    return CliRunner().invoke(app, ["tune", "2", *common, *arguments])
+
+
+def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
+    wanted = ("--regimes", "lb-diagonal", "--parts", "learning_rate,multiplier", "--seeds", "2")
+    first = tune(tmp_path / "a", *wanted, "--trials", "2")
+    assert first.exit_code == 0, first.output
+    path = tmp_path / "a" / "tiny" / ROW / "lb-diagonal-search" / search.RECORD
+    before = json.loads(path.read_text())["trials"]
+    more = tune(tmp_path / "a", *wanted, "--trials", "3")
+    assert more.exit_code == 0 and "1 runs, 0 of them finished before." in more.output
+    record = json.loads(path.read_text())
+    after = record["trials"]
+    assert len(before) == 2 and len(after) == 3
+    assert all(trial in after for trial in before)
+    assert [t["score"] for t in after] == sorted((t["score"] for t in after), reverse=True)
+    best = after[0]
+    assert best["score"] == pytest.approx(np.mean(list(best["seed_scores"].values())), rel=1e-5)
+    assert record["config"]["validation_fraction"] == pytest.approx(1 / 6)
+    shown = f"{100 * best['score']:.2f} ± {100 * best['std']:.2f}"
+    values = best["values"]
+    rate, multiplier = values["learning_rate"], values["multiplier"]
+    assert shown in more.output
+    assert f"learning_rate {rate:.4g}, multiplier {multiplier:.4g}" in more.output
+    assert not list(tmp_path.glob("**/checkpoint*"))
+
+    again = tune(tmp_path / "a", *wanted, "--trials", "3")
+    assert "1 runs, 1 of them finished before." in again.output and shown in again.output
+    other = tune(tmp_path / "a", *wanted, "--trials", "3", "--parts", "multiplier")
+    assert other.exit_code == 2 and "holds a run of other options: parts" in other.stderr
+    assert json.loads(path.read_text()) == record
+
+    whole = tune(tmp_path / "b", *wanted, "--trials", "3")
+    assert whole.exit_code == 0
+    uninterrupted = json.loads((tmp_path / "b" / path.relative_to(tmp_path / "a")).read_text())
+    assert uninterrupted["trials"] == after
+
+
+@pytest.mark.parametrize("regime", ["sb", "lb", "lb-diagonal"])
+def test_a_trial_is_the_training_of_the_table(regime, tmp_path):
+    """All examples in one batch: the two ways to shuffle then give the same gradient and noise."""
+    small = 240 if regime == "sb" else 20
+    recipe = dataclasses.replace(
+        RECIPES[f"mnist-lenet/{regime}"],
+        dataset="fashion_mnist_small", validation_fraction=1 / 6, seeds=(3,), weight_decay=0.001,
+        large_batch_size=241 if regime == "sb" else 240, small_batch_size=small,
+        ghost_batch_size=240, learning_rate=0.01, epochs=8, warmup_epochs=2, decay_epochs=(4, 6),
+    )  # fmt: skip
+    if regime == "lb-diagonal":
+        recipe = dataclasses.replace(recipe, noise_epochs=4)
+    options = recipe.options(3)
+    whole = splits.load(options)
+    split = dataclasses.replace(whole, x_train=whole.x_train[:240], y_train=whole.y_train[:240])
+    kind, rate = choose(options)[regime]
+    build = builder(options, 10, (28, 28, 1))
+    _, history = runs.train(tmp_path, build, kind, rate, options, 3, split, print)
+
+    model, hp = search.hypermodel(recipe, (), {}), keras_tuner.HyperParameters()
+    (trial,) = model.fit(
+        hp,
+        model.build(hp),
+        split.x_train,
+        split.y_train,
+        epochs=recipe.epochs,
+        validation_data=(split.x_test, split.y_test),
+        validation_batch_size=1000,
+        verbose=0,
+    )
+    losses = [epoch["test_loss"] for epoch in history["epochs"]]
+    assert trial.history["val_loss"] == pytest.approx(losses, rel=1e-4)
+    # At this rate rounding does not grow to that, and the noise changes the loss by ten times more.
+
+
+def test_every_cell_has_the_parts_of_its_regime():
+    def space(name, parts=search.PARTS):
+        model, hp = search.hypermodel(RECIPES[name], parts, {}), keras_tuner.HyperParameters()
+        built = model.build(hp)
+        return {p.name: p for p in hp.space}, built
+
+    found, built = space("cifar10-vgg16/lb-diagonal")
+    recipe = RECIPES["cifar10-vgg16/lb-diagonal"]
+    assert found["multiplier"].values == [1.0, 0.3, 0.1]
+    assert found["small_batch_size"].values == [128, 32, 512]
+    assert found["noise_fraction"].values == [0.25, 0.5, 1.0]
+    rates = found["learning_rate"]
+    assert rates.min_value == recipe.learning_rate / 4
+    assert rates.max_value == recipe.learning_rate * 4
+    assert built.optimizer.noise.conv == recipe.conv == "uncorrelated"
+    assert found["large_batch_size"].value == 4096
+    found, built = space("mnist-mlp/sb")
+    assert found["large_batch_size"].value == 128
+    assert "multiplier" not in found and isinstance(built.optimizer, keras.optimizers.SGD)
+    found, _ = space("mnist-mlp/lb", ("momentum",))
+    assert type(found["learning_rate"]).__name__ == "Fixed"
+    assert found["learning_rate"].value == pytest.approx(RECIPES["mnist-mlp/lb"].learning_rate)
+    assert found["momentum"].values == [0.9, 0.0]
+    (name,) = [n for n, r in RECIPES.items() if n.startswith("cifar10-vgg16/") and r.sigma]
+    assert search.choices(RECIPES[name])["sigma"][0] == RECIPES[name].sigma
+
+
+def test_refusals(tmp_path, small_row):
+    for arguments, message in (
+        (("--trials", "0"), "--trials received 0, expected 1 or more"),
+        (("--trials", "2", "--parts", "sigma"), "of which small-mlp/lb has none"),
+        (("--trials", "2", "--parts", "epochs"), "--parts received 'epochs', expected names of"),
+        (("--trials", "2", "--factors", "1"), "Give one of them"),
+        (("--parts", "momentum"), "Give --trials 20, say"),
+    ):
+        result = tune(tmp_path / "out", *arguments)
+        assert result.exit_code == 2 and message in result.stderr, result.output
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CompareError, match="batch-change, whose batch size changes"):
+        search.searches("3", PRESETS["probe"], "there", None, "batch-change", 1, None, 5)
+
+
+def test_a_search_of_which_nothing_can_be_scored_says_why(small_row):
+    found = search.Search(RECIPES[f"{ROW}/lb"], None, ("momentum",), 1)
+    trial = {"score": None, "std": None, "reason": "The training diverged.", "values": {}}
+    assert found.outcome({"trials": [trial]}) == (
+        "no trial could be scored: The training diverged."
+    )
+    trial = {**trial, "score": 0.5}
+    assert found.outcome({"trials": [trial, trial]}) == "best 50.00 % of 2 trials"
+
+
+def test_keras_tuner_is_an_extra(tmp_path, small_row, monkeypatch):
+    for name in [n for n in sys.modules if n.startswith("keras_noisylb.tuning")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "keras_tuner", None)  # as if it were not installed
+    result = tune(tmp_path / "out", "--trials", "2")
+    assert result.exit_code == 2 and "pip install 'keras-noisylb[tuner]'" in result.stderr
+    assert not (tmp_path / "out").exists()
