@@ -15,11 +15,11 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run(page):
-    return code_blocks.run(DOCS / f"{page}.md")
+def run(page, replace=()):
+    return code_blocks.run(DOCS / f"{page}.md", replace)
 
 
-@pytest.mark.parametrize("page", ["choosing", "migration", "contributing"])
+@pytest.mark.parametrize("page", ["choosing", "migration", "contributing", "quadratic"])
 def test_code_runs(page):
     run(page)  # the pages' own assertions are in it
 
@@ -50,6 +50,30 @@ def test_limits_prints_what_it_says():
     assert len(refused) == 2
     for message in refused:
         assert message in " ".join(printed.split())
+
+
+def test_tuning_searches():
+    names = run(
+        "tuning",
+        (
+            ('"fashion_mnist_small")', '"fashion_mnist_small"); x, y = x[:1500], y[:1500]'),
+            ("max_trials=20", "max_trials=1"),
+            ("epochs=100", "epochs=2"),
+            ("epochs=10,", "epochs=1,"),
+        ),
+    )
+    (trial,) = names["results"](names["tuner"])
+    assert trial.score == pytest.approx(np.mean(list(trial.seed_scores.values())))
+    assert set(trial.seed_scores) == {0, 1, 2}
+    updates = 2 * np.ceil(1200 / trial.values["large_batch_size"])
+    assert int(names["model"].optimizer.iterations) == updates
+
+
+def test_diagnostics_prints_a_critical_batch_size():
+    found = run("diagnostics", (("x[:1024], y[:1024]", "x[:64], y[:64]"), ("draws=20", "draws=3")))[
+        "found"
+    ]
+    assert 0 < found.lower < found.value < found.upper
 
 
 @pytest.fixture
