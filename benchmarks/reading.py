@@ -15,6 +15,9 @@ import json
 import math
 import os
 import pathlib
+import statistics
+
+import numpy as np
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -119,20 +122,33 @@ def described(options):
 
 
 def table(_):
-    """Print the table of all records."""
-    columns = ("regime", "λ", "rate", "train loss", "train %", "held-out %", "test %")
+    """Print the table of all records: means over the seeds, and the accuracies' spread."""
+    columns = ("regime", "λ", "rate", "seeds", "train loss", "train %", "held-out %", "test %")
     print(f"| {' | '.join(columns)} | ‖w‖², ¼ → end | rate/‖w‖², 10⁻³ |")
-    print("|---" * 9 + "|")
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")]
-    for record in sorted(found, key=lambda record: described(record["options"])):
-        epochs = record["epochs"]
-        quarter = epochs[len(epochs) // 4]
+    print("|---" * 10 + "|")
+    groups = {}
+    for path in FOLDER.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        quarter, end = record["epochs"][len(record["epochs"]) // 4], record["epochs"][-1]
+        record["train_loss"] = record["train_loss"] or math.nan
+        record["norms"] = quarter["kernel_norm_squared"], end["kernel_norm_squared"]
+        record["effective_rate"] = quarter["effective_rate"]
+        groups.setdefault(described(record["options"]), []).append(record)
+    for words, group in sorted(groups.items()):
+
+        def mean(name, group=group):
+            return np.mean([record[name] for record in group], axis=0)
+
+        def percent(name, group=group):
+            values = [100 * record[f"{name}_accuracy"] for record in group]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            return f"{np.mean(values):.1f}{spread}"
+
         print(
-            f"| {' | '.join(described(record['options']))} | "
-            f"{record['train_loss'] or math.nan:.3f} | {100 * record['train_accuracy']:.1f} | "
-            f"{100 * record['held_out_accuracy']:.1f} | {100 * record['test_accuracy']:.1f} | "
-            f"{quarter['kernel_norm_squared']:.0f} → {epochs[-1]['kernel_norm_squared']:.0f} | "
-            f"{1e3 * quarter['effective_rate']:.2f} |"
+            f"| {' | '.join(words)} | {len(group)} | {mean('train_loss'):.3f} | "
+            f"{100 * mean('train_accuracy'):.1f} | {percent('held_out')} | {percent('test')} | "
+            f"{mean('norms')[0]:.0f} → {mean('norms')[1]:.0f} | "
+            f"{1e3 * mean('effective_rate'):.2f} |"
         )
 
 
