@@ -93,6 +93,18 @@ def test_a_trial_is_the_training_of_the_table(regime, tmp_path):
     # At this rate rounding does not grow to that, and the noise changes the loss by ten times more.
 
 
+def test_images_are_augmented_where_the_recipe_says_so(tmp_path, small_row):
+    recipe = PRESETS["tiny"].scale(RECIPES[f"{ROW}/lb"])
+    recipe = dataclasses.replace(recipe, validation_fraction=1 / 6, seeds=(0,))
+
+    def score(augment):
+        changed = dataclasses.replace(recipe, augment=augment)
+        (trial,) = search.run(tmp_path / str(augment), changed, ("momentum",), 1, {})
+        return trial.score
+
+    assert score(True) < score(False) - 0.05  # crops and flips are harder to learn in four epochs
+
+
 def test_every_cell_has_the_parts_of_its_regime():
     def space(name, parts=search.PARTS):
         model, hp = search.hypermodel(RECIPES[name], parts, {}), keras_tuner.HyperParameters()

@@ -118,18 +118,19 @@ def run(folder, recipe, parts, max_trials, settings):
         project_name=folder.name,
         max_consecutive_failed_trials=max_trials,  # a rate that diverges is an answer
     )
-    x, y, more = split.x_train, split.y_train, {}
+    train = {"x": split.x_train, "y": split.y_train}
     if recipe.augment:
-        x = lambda size: data_sets.batches(split.x_train, split.y_train, size, augment=True)  # noqa: E731
-        y, more = None, {"shuffle": False}
+
+        def batches(size):
+            return data_sets.batches(split.x_train, split.y_train, size, augment=True)
+
+        train = {"x": batches, "shuffle": False}
     tuner.search(
-        x,
-        y,
+        **train,
         epochs=recipe.epochs,
         validation_data=(split.x_test, split.y_test),
         validation_batch_size=1000,
         verbose=0,
-        **more,
     )
     for path in folder.glob("trial_*/checkpoint*"):
         path.unlink()
