@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from noisylb import app, fail, work
 from noisylb.presets import FIGURES, PRESETS
+from rich.console import Console
 
 
 @app.command("figure")
@@ -52,9 +53,13 @@ def figure(
     chosen = dataclasses.replace(chosen, options=options)
     command = f"noisylb figure {number} --preset {preset} --seeds {seeds}"
 
+    console = Console(highlight=False)
+
     def make(published):
         for claim in published.make(number, chosen, command, typer.echo)["claims"]:
-            typer.echo(f"{claim['claim']} Seen: {claim['seen']}. {claim['found']}")
+            text = f"{claim['claim']} Seen: {claim['seen']}. {claim['found']}"
+            # Between words in a terminal, one line for each claim in a file.
+            console.print(text, markup=False, soft_wrap=not console.is_terminal)
         typer.echo(f"Picture and numbers: {output}/figure{number}.png, .svg, .json")
 
     work("published", make, output)
