@@ -84,12 +84,12 @@ def work(name, call, output):
         reason = os.strerror(error.errno) if error.errno else error
         fail(
             f"{error.filename or output} cannot be written or read: {reason}. What was "
-            "finished is kept: mend that, and the same command continues after the last finished "
-            "epoch, or choose another --output."
+            "finished is kept: mend that, and the same command continues from there, or choose "
+            "another --output."
         )
     except KeyboardInterrupt:
         typer.echo(
-            "\nnoisylb: interrupted. The same command continues after the last finished epoch.",
+            "\nnoisylb: interrupted. The same command continues from what is finished.",
             err=True,
         )
         raise typer.Exit(130) from None
