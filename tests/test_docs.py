@@ -58,14 +58,15 @@ def test_tuning_searches():
         (
             ('"fashion_mnist_small")', '"fashion_mnist_small"); x, y = x[:1500], y[:1500]'),
             ("max_trials=20", "max_trials=1"),
-            ("epochs=100", "epochs=2"),
+            ("seeds=(0, 1, 2)", "seeds=(0, 1)"),
+            ("epochs=100", "epochs=1"),
             ("epochs=10,", "epochs=1,"),
         ),
     )
     (trial,) = names["results"](names["tuner"])
     assert trial.score == pytest.approx(np.mean(list(trial.seed_scores.values())))
-    assert set(trial.seed_scores) == {0, 1, 2}
-    updates = 2 * np.ceil(1200 / trial.values["large_batch_size"])
+    assert set(trial.seed_scores) == {0, 1}
+    updates = np.ceil(1200 / trial.values["large_batch_size"])
     assert int(names["model"].optimizer.iterations) == updates
 
 

@@ -18,44 +18,50 @@ from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import choose
 
 
+def tiny(regime):
+    recipe = PRESETS["tiny"].scale(RECIPES[f"{ROW}/{regime}"])
+    return dataclasses.replace(recipe, validation_fraction=1 / 6, seeds=(0,))
+
+
 def tune(output, *arguments):
     common = ("--preset", "tiny", "--output", str(output))
     return CliRunner().invoke(app, ["tune", "2", *common, *arguments])
 
 
-def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
+def test_a_search_from_the_command_line(tmp_path, small_row):
     wanted = ("--regimes", "lb-diagonal", "--parts", "learning_rate,multiplier", "--seeds", "2")
-    first = tune(tmp_path / "a", *wanted, "--trials", "2")
+    first = tune(tmp_path, *wanted, "--trials", "1")
     assert first.exit_code == 0, first.output
-    path = tmp_path / "a" / "tiny" / ROW / "lb-diagonal-search" / search.RECORD
-    before = json.loads(path.read_text())["trials"]
-    more = tune(tmp_path / "a", *wanted, "--trials", "3")
-    assert more.exit_code == 0 and "1 runs, 0 of them finished before." in more.output
+    path = tmp_path / "tiny" / ROW / "lb-diagonal-search" / search.RECORD
     record = json.loads(path.read_text())
-    after = record["trials"]
-    assert len(before) == 2 and len(after) == 3
-    assert all(trial in after for trial in before)
-    assert [t["score"] for t in after] == sorted((t["score"] for t in after), reverse=True)
-    best = after[0]
+    (best,) = record["trials"]
     assert best["score"] == pytest.approx(np.mean(list(best["seed_scores"].values())), rel=1e-5)
     assert record["config"]["validation_fraction"] == pytest.approx(1 / 6)
     shown = f"{100 * best['score']:.2f} ± {100 * best['std']:.2f}"
-    values = best["values"]
-    rate, multiplier = values["learning_rate"], values["multiplier"]
-    assert shown in more.output
-    assert f"learning_rate {rate:.4g}, multiplier {multiplier:.4g}" in more.output
+    rate, multiplier = best["values"]["learning_rate"], best["values"]["multiplier"]
+    assert shown in first.output
+    assert f"learning_rate {rate:.4g}, multiplier {multiplier:.4g}" in first.output
     assert not list(tmp_path.glob("**/checkpoint*"))
 
-    again = tune(tmp_path / "a", *wanted, "--trials", "3")
+    again = tune(tmp_path, *wanted, "--trials", "1")
     assert "1 runs, 1 of them finished before." in again.output and shown in again.output
-    other = tune(tmp_path / "a", *wanted, "--trials", "3", "--parts", "multiplier")
+    plan = tune(tmp_path, *wanted, "--trials", "3", "--dry-run")
+    assert "1 of 3 trials" in plan.output
+    other = tune(tmp_path, *wanted, "--trials", "3", "--parts", "multiplier")
     assert other.exit_code == 2 and "holds a run of other options: parts" in other.stderr
     assert json.loads(path.read_text()) == record
 
-    whole = tune(tmp_path / "b", *wanted, "--trials", "3")
-    assert whole.exit_code == 0
-    uninterrupted = json.loads((tmp_path / "b" / path.relative_to(tmp_path / "a")).read_text())
-    assert uninterrupted["trials"] == after
+
+def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
+    recipe = dataclasses.replace(tiny("lb"), epochs=1, decay_epochs=(0.5, 0.75))
+
+    def run(name, max_trials):
+        return search.run(tmp_path / name, recipe, ("learning_rate",), max_trials, {})
+
+    before, after = run("a", 1), run("a", 2)
+    assert len(before) == 1 and len(after) == 2 and before[0] in after
+    assert after == sorted(after, key=lambda trial: -trial.score)
+    assert run("b", 2) == after
 
 
 @pytest.mark.parametrize("regime", ["sb", "lb", "lb-diagonal"])
@@ -94,11 +100,8 @@ def test_a_trial_is_the_training_of_the_table(regime, tmp_path):
 
 
 def test_images_are_augmented_where_the_recipe_says_so(tmp_path, small_row):
-    recipe = PRESETS["tiny"].scale(RECIPES[f"{ROW}/lb"])
-    recipe = dataclasses.replace(recipe, validation_fraction=1 / 6, seeds=(0,))
-
     def score(augment):
-        changed = dataclasses.replace(recipe, augment=augment)
+        changed = dataclasses.replace(tiny("lb"), augment=augment)
         (trial,) = search.run(tmp_path / str(augment), changed, ("momentum",), 1, {})
         return trial.score
 

@@ -16,8 +16,9 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("epochs_left", [4, 6])
-@pytest.mark.parametrize("kind", ["random", "hyperband", "resumable grid"])
+@pytest.mark.parametrize(
+    ("kind", "epochs_left"), [("random", 4), ("hyperband", 6), ("resumable grid", 4)]
+)
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(kind, epochs_left, tmp_path, whole):
     Interrupt.epochs_left = epochs_left
     with pytest.raises(KeyboardInterrupt):
