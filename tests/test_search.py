@@ -62,6 +62,20 @@ def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
     assert len(before) == 1 and len(after) == 2 and before[0] in after
     assert after == sorted(after, key=lambda trial: -trial.score)
     assert run("b", 2) == after
+    # The score is of the held-out images, whose number the training images do not share.
+    data = splits.load(recipe.options(0))
+    for images, whole in ((data.x_test, True), (data.x_train, False)):
+        right = before[0].score * len(images)
+        assert (abs(right - round(right)) < 1e-3) == whole
+
+
+def test_rates_that_diverge_do_not_end_a_search(tmp_path, small_row):
+    recipe = dataclasses.replace(
+        tiny("lb"), learning_rate=1e37, warmup_epochs=0, epochs=1, decay_epochs=(0.5, 0.75)
+    )
+    found = search.run(tmp_path / "a", recipe, ("learning_rate",), 4, {})  # KerasTuner ends after 3
+    assert [trial.status for trial in found] == ["FAILED"] * 4
+    assert all("diverged" in trial.reason for trial in found)
 
 
 @pytest.mark.parametrize("regime", ["sb", "lb", "lb-diagonal"])

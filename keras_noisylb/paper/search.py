@@ -116,7 +116,7 @@ def run(folder, recipe, parts, max_trials, settings):
         seed=1,  # KerasTuner takes 0 for none
         directory=folder.parent,
         project_name=folder.name,
-        max_consecutive_failed_trials=max_trials,  # a rate that diverges is an answer
+        max_consecutive_failed_trials=max_trials + 1,  # a rate that diverges is an answer
     )
     train = {"x": split.x_train, "y": split.y_train}
     if recipe.augment:

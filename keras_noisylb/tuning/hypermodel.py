@@ -11,7 +11,15 @@ from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.training import NoisyModel
 from keras_noisylb.tuning.arguments import callbacks_of_seeds, data_of, refuse
-from keras_noisylb.tuning.space import NONE, Part, check, choose, learning_rate_of, noise_of
+from keras_noisylb.tuning.space import (
+    NONE,
+    Part,
+    check,
+    check_finite,
+    choose,
+    learning_rate_of,
+    noise_of,
+)
 from keras_noisylb.types import Loss
 
 
@@ -154,6 +162,8 @@ class NoisyHyperModel(keras_tuner.HyperModel):
 
         Raises:
             FatalValueError: for arguments that would change what is searched; it ends the search.
+            FailedTrialError: if values do not go together, or the training diverges: its accuracy
+                at an earlier epoch, or that of weights that are not numbers, is no score.
         """
         refuse(x, callbacks, kwargs)
         chosen = choose(self.space, hp)
@@ -193,6 +203,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         keras.utils.set_random_seed(seed)
         history = model.fit(callbacks=callbacks, **fit_args)
         history.set_model(None)  # else the models of all seeds live until the trial ends
+        check_finite(history.history["loss"], seed)
         history.history |= {f"{name}_seed_{seed}": v for name, v in history.history.items()}
         return history
 

@@ -78,7 +78,7 @@ def _logs_of_seeds(trial):
 
 def _reason(trial):
     if trial.message is None:  # KerasTuner fails a trial without a word where its score is nan
-        return "The score is not a number: the training diverged."
+        return "The score is not a number."
     lines = trial.message.strip().splitlines()
     # The exception follows the last frame, whose lines are indented.
     frames = [number for number, line in enumerate(lines) if line.startswith("  ")]

@@ -143,6 +143,24 @@ def check(chosen: dict[str, Any], num_examples: int | None) -> None:
         )
 
 
+def check_finite(losses: list[float], seed: int) -> None:
+    """Fail a trial whose training diverged.
+
+    Args:
+        losses: the training loss of each epoch.
+        seed: of the training.
+
+    Raises:
+        FailedTrialError: if one is not finite.
+    """
+    for epoch, loss in enumerate(losses, start=1):
+        if not math.isfinite(loss):
+            raise keras_tuner.errors.FailedTrialError(
+                f"The training diverged: loss={loss} in epoch {epoch} with seed {seed}. Lower the "
+                "learning rates of the space."
+            )
+
+
 def _own_noises(part):
     """The functions that make the user's own noises, by name; none where the part is no dict."""
     if not isinstance(part, dict):
