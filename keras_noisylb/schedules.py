@@ -122,6 +122,123 @@ def sqrt_scaling(learning_rate: float, batch_size: int, base_batch_size: int) ->
     return learning_rate * _ratio(batch_size, base_batch_size) ** 0.5
 
 
+def noise_temperature(
+    learning_rate: float,
+    batch_size: int,
+    small_batch_size: int | None = None,
+    multiplier: float = 1.0,
+    momentum: float = 0.0,
+) -> float:
+    """The temperature of a training: how strongly the noise of its gradients shakes the weights.
+
+    With Σ the covariance of one example's gradient, SGD moves along its slow directions like a
+    diffusion in the time η k / (1 - μ), k counting updates, whose noise has the covariance T Σ:
+
+        T = η / (1 - μ) · (1 / M + λ² (1 / M_S - 1 / M))
+
+    1 / M is the noise of a batch of M examples, the rest that of a noise which imitates batches of
+    M_S. Two trainings at the same T differ in speed but hover equally far from a minimum: the
+    stationary loss along a slow direction is T/4 times the variance that one example's gradient has
+    there. For plain SGD this is the "noise scale" of Smith & Le 2018
+    (https://arxiv.org/abs/1710.06451) over the number of examples; Mandt et al. 2017
+    (https://arxiv.org/abs/1704.04289) derive the diffusion. It holds for learning rates far below
+    those at which training is unstable. Diagonal noise has the same total variance as full noise
+    but spreads it over other directions, so for it T is a first guess only.
+
+    Args:
+        learning_rate: η.
+        batch_size: M, the number of examples that one update averages over.
+        small_batch_size: M_S of the noise; `None` for training without noise.
+        multiplier: λ of the noise.
+        momentum: μ of SGD with momentum.
+
+    Returns:
+        T.
+
+    Raises:
+        ValueError: for a learning rate or batch size that is not positive, M_S ≥ M, a negative
+            multiplier, or a momentum outside of [0, 1).
+
+    Example:
+    >>> round(noise_temperature(0.1, batch_size=128, momentum=0.9), 6)
+    0.007812
+    >>> round(noise_temperature(3.2, 4096, small_batch_size=128, momentum=0.9), 6)
+    0.25
+    """
+    _positive(learning_rate=learning_rate, batch_size=batch_size)
+    if not multiplier >= 0:
+        raise ValueError(f"`multiplier` must not be negative. Received: multiplier={multiplier!r}")
+    if not 0 <= momentum < 1:
+        raise ValueError(
+            f"`momentum` must be at least 0 and below 1. Received: momentum={momentum!r}"
+        )
+    variance = 1 / batch_size
+    if small_batch_size is not None:
+        _positive(small_batch_size=small_batch_size)
+        _larger(batch_size, small_batch_size)
+        variance += multiplier**2 * (1 / small_batch_size - 1 / batch_size)
+    return learning_rate / (1 - momentum) * variance
+
+
+def matched_multiplier(
+    large_batch_size: int,
+    small_batch_size: int,
+    large_learning_rate: float,
+    small_learning_rate: float,
+) -> float:
+    """The multiplier λ at which a large batch with noise is as hot as the small batch it imitates.
+
+    It solves `noise_temperature` of both trainings, at the same momentum, for λ:
+
+        λ² = (η_S / (M_S η_L) - 1 / M_L) / (1 / M_S - 1 / M_L)
+
+    λ is 1 at equal learning rates and falls with the rate of the large batch. At linear scaling,
+    η_L = η_S M_L / M_S, the large batch is as hot by itself: λ is 0 there and above. In between,
+    square-root scaling has λ ≈ (M_S / M_L)^(1/4). Below η_S, λ exceeds 1.
+
+    Args:
+        large_batch_size: M_L.
+        small_batch_size: M_S.
+        large_learning_rate: η_L, the peak rate of the training with the large batch.
+        small_learning_rate: η_S, the peak rate that suits the small batch.
+
+    Returns:
+        λ, for the `multiplier` of a noise.
+
+    Raises:
+        ValueError: for a learning rate or batch size that is not positive, or M_S ≥ M_L.
+
+    Example:
+    >>> round(matched_multiplier(4096, 128, large_learning_rate=0.1, small_learning_rate=0.1), 6)
+    1.0
+    >>> round(matched_multiplier(4096, 128, large_learning_rate=1.6, small_learning_rate=0.1), 3)
+    0.18
+    """
+    _positive(
+        large_batch_size=large_batch_size,
+        small_batch_size=small_batch_size,
+        large_learning_rate=large_learning_rate,
+        small_learning_rate=small_learning_rate,
+    )
+    _larger(large_batch_size, small_batch_size)
+    wanted = small_learning_rate / (small_batch_size * large_learning_rate) - 1 / large_batch_size
+    return (max(wanted, 0.0) / (1 / small_batch_size - 1 / large_batch_size)) ** 0.5
+
+
+def _positive(**values):
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
+
+
+def _larger(large_batch_size, small_batch_size):
+    if small_batch_size >= large_batch_size:
+        raise ValueError(
+            "The noise imitates a small batch by a large one, so the small batch size must be "
+            f"below the large one. Received: small {small_batch_size}, large {large_batch_size}"
+        )
+
+
 def _ratio(batch_size, base_batch_size):
     if not (batch_size > 0 and base_batch_size > 0):
         raise ValueError(

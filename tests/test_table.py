@@ -268,7 +268,7 @@ def test_markdown_and_csv():
     ]
     lines = accuracy.summarize(runs, taken)
     words = accuracy.caption("2", PRESETS["paper"], tuned=False)
-    text = accuracy.to_markdown(lines, words)
+    text = records.markdown(*accuracy.cells(lines), words)
     row = "| cifar10-resnet44 |"
     _, _, p = accuracy.welch([92.8, 93.0, 92.9], [91.9, 92.0, 91.8])
     assert text.splitlines()[2:6] == [

@@ -115,7 +115,10 @@ def command(name, job, help_text, only=None, **changes):
             continue
         flag = "--" + field.name.replace("_", "-")
         flag, default, text = changes.get(field.name, (flag, field.default, field.metadata["help"]))
-        kind = Annotated[field.type, typer.Option(flag, help=text)]
+        parser = field.metadata["parser"]
+        kind = Annotated[
+            str if parser else field.type, typer.Option(flag, help=text, parser=parser)
+        ]
         parameters.append(
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind

@@ -3,19 +3,36 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 # Of a coarse grid, and with λ, best on a fifth of the training set that was held out.
 DEFAULT_LEARNING_RATES = {"sb": 0.02, "lb": 0.2}
 
 
-def option(default, help_text):
+def option(default, help_text, parser=None):
     """A field of `Options` with its help.
 
     Args:
         default: its value where none is given.
         help_text: what the command line says of it.
+        parser: function from the text on the command line to the value; `None` takes the type's.
     """
-    return dataclasses.field(default=default, metadata={"help": help_text})
+    return dataclasses.field(default=default, metadata={"help": help_text, "parser": parser})
+
+
+def number_or_matched(text):
+    """Read the value of `--multiplier`.
+
+    Args:
+        text: a number, or "matched".
+
+    Returns:
+        A float, or "matched".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    return text if text == "matched" else float(text)
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,17 @@ class Options:
         "Peak learning rate of each regime, as sb=0.02,lb=0.2, or one number for all. "
         "Large-batch regimes that are not named take that of lb.",
     )
+    optimizer: str = option("sgd", "Optimizer: sgd or adamw.")
     momentum: float = option(0.9, "Momentum of SGD.")
     warmup_fraction: float = option(0.05, "Part of the training with linear warm-up.")
     noise_fraction: float = option(
         0.25, "Part of the training with noise, or with the small batch in batch-change."
     )
-    multiplier: float = option(0.3, "λ: the noise is multiplied by it; the paper has 1.")
+    multiplier: float | Literal["matched"] = option(
+        0.3,
+        "λ: the noise is multiplied by it; the paper has 1. matched: as hot as SB at its rate.",
+        parser=number_or_matched,
+    )
     estimator: str = option(
         "per_example",
         "Estimator of lb-trace, lb-diagonal and lb-full: per_example, weighted or split "
@@ -76,8 +98,14 @@ class Options:
     normalization: str = option("ghost", "Normalization of the model: ghost, batch or none.")
     ghost_batch_size: int | None = option(None, "Ghost batch size (the small batch size).")
     l2: float = option(0.0, "L2 penalty of the model's weights.")
+    weight_decay: float = option(0.0, "Decoupled weight decay of adamw.")
     augment: bool = option(False, "Augment the training images: random crop and flip.")
     train_size: int | None = option(None, "Train on so many examples, all classes alike (all).")
+    pool: int = option(1, "Average the images over tiles of so many by so many pixels.")
+    held_out: int | None = option(
+        None, "Hold out so many training images and report on them beside the test set."
+    )
+    validation_freq: int = option(1, "Epochs between two looks at the accuracy.")
     validation_fraction: float = option(
         0.0, "Report on this part of the training set, held out, instead of the test set."
     )
@@ -96,13 +124,20 @@ class Options:
             ("sigma", 0),
             ("ghost_batch_size", 1),
             ("train_size", 1),
+            ("pool", 1),
+            ("held_out", 1),
+            ("validation_freq", 1),
             ("momentum", 0),
             ("multiplier", 0),
             ("l2", 0),
+            ("weight_decay", 0),
         ):
             value = getattr(self, name)
+            if name == "multiplier" and value == "matched":
+                continue
             if value is not None and not lowest <= value < math.inf:
-                self.refuse(name, f"a number that is {lowest} or more")
+                matched = ", or matched" * (name == "multiplier")
+                self.refuse(name, f"a number that is {lowest} or more{matched}")
         for name in ("warmup_fraction", "noise_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 self.refuse(name, "a number from 0 to 1")
@@ -116,6 +151,7 @@ class Options:
             ("estimator", "per_example", "weighted", "split"),
             ("fisher", "empirical", "true"),
             ("placement", "gradient", "update"),
+            ("optimizer", "sgd", "adamw"),
             ("form", "coordinate", "example"),
             ("conv", "exact", "uncorrelated"),
             ("engine", "auto", "layerwise", "vectorized_map"),
@@ -123,6 +159,8 @@ class Options:
         ):
             if getattr(self, name) not in choices:
                 self.refuse(name, f"{', '.join(choices[:-1])} or {choices[-1]}")
+        if self.weight_decay and self.optimizer == "sgd":
+            self.refuse("weight_decay", "0 for --optimizer sgd, whose decay is --l2")
         if self.small_batch_size >= self.large_batch_size:
             self.refuse("large_batch_size", f"more than small_batch_size={self.small_batch_size}")
         if not self.regime_names or len(set(self.regime_names)) < len(self.regime_names):

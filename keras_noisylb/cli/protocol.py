@@ -41,11 +41,13 @@ class Recipe:
         small_batch_size: M_S.
         large_batch_size: M_L.
         ghost_batch_size: examples whose statistics batch normalisation takes together.
-        optimizer: "sgd".
-        momentum: of the optimizer.
-        weight_decay: what the gradient has of the weights added to it.
+        optimizer: "sgd" or "adamw".
+        momentum: of SGD.
+        weight_decay: what SGD's gradient has of the weights added to it; of AdamW, the decoupled
+            decay.
         learning_rate: the peak.
-        small_learning_rate: that of the small batches of a regime that changes to large ones.
+        small_learning_rate: that of SB, for a regime that changes from small batches to large ones
+            or whose noise is matched to it.
         warmup_epochs: length of the linear warm-up.
         decay_epochs: when the learning rate is multiplied by `decay_factor`.
         decay_factor: that factor.
@@ -53,9 +55,14 @@ class Recipe:
         noise_epochs: epochs after which the noise stops.
         estimator: how the Fisher is estimated.
         conv: formula for convolutions.
-        multiplier: λ, by which the noise is multiplied.
+        multiplier: λ, by which the noise is multiplied, or "matched".
         sigma: σ of multiplicative noise.
         damping: of the Kronecker factors.
+        normalization: of the model: "ghost", "batch" or "none"; `None` for ghost.
+        pool: size of the tiles of pixels that are averaged; `None` for whole images.
+        held_out: number of training images that are held out and reported on beside the test set.
+        validation_freq: epochs between two looks at the accuracy; `None` for each.
+        label: what tells the recipe from others of its row and regime.
         validation_fraction: part of the training set that is held out, and reported on in place of
             the test set, while something is tuned.
         epochs: of the training.
@@ -96,30 +103,35 @@ class Recipe:
     noise_epochs: float | None = None
     estimator: str | None = None
     conv: str | None = None
-    multiplier: float | None = None
+    multiplier: float | str | None = None
     sigma: float | None = None
     damping: float | None = None
+    normalization: str | None = None
+    pool: int | None = None
+    held_out: int | None = None
+    validation_freq: int | None = None
+    label: str | None = None
     validation_fraction: float | None = None
     sources: tuple = ()
 
     def __post_init__(self):
-        schedule = (self.optimizer, self.decay_epochs, self.decay_factor)
-        expected = ("sgd", (self.epochs / 2, self.epochs * 3 / 4), 0.1)
+        schedule = (self.decay_epochs, self.decay_factor)
+        expected = ((self.epochs / 2, self.epochs * 3 / 4), 0.1)
         if schedule != expected:
             raise ValueError(
-                f"A recipe of {self.epochs} epochs received (optimizer, decay_epochs, "
-                f"decay_factor)={schedule}, expected {expected}: the trainer decays at a half and "
-                "three quarters. Change them together."
+                f"A recipe of {self.epochs} epochs received (decay_epochs, decay_factor)="
+                f"{schedule}, expected {expected}: the trainer decays at a half and three "
+                "quarters. Change them together."
             )
 
     @property
     def name(self):
         """The name of the recipe, which is also the folder of its runs."""
-        return f"{self.row}/{self.regime}"
+        return "/".join(filter(None, (self.row, self.regime, self.label)))
 
     def to_dict(self):
         """The recipe as plain data that JSON keeps as it is."""
-        values = dataclasses.asdict(self)
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         values["sources"] = [dataclasses.asdict(source) for source in self.sources]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -151,9 +163,16 @@ class Recipe:
         part = self.noise_epochs or self.small_epochs or 0
         given = {
             name: getattr(self, name)
-            for name in ("estimator", "conv", "multiplier", "sigma", "damping")
+            for name in (
+                "estimator", "conv", "multiplier", "sigma", "damping", "normalization", "pool",
+                "held_out", "validation_freq",
+            )
             if getattr(self, name) is not None
-        }
+        }  # fmt: skip
+        # The gradient of l2 |w|² is 2 l2 w.
+        decay = {"weight_decay" if self.optimizer == "adamw" else "l2": self.weight_decay}
+        if "l2" in decay:
+            decay["l2"] /= 2
         rates = {"sb": self.small_learning_rate, self.regime: self.learning_rate}
         return Options(
             regimes=self.regime,
@@ -163,11 +182,12 @@ class Recipe:
             small_batch_size=self.small_batch_size,
             epochs=self.epochs,
             learning_rate=",".join(f"{n}={rate!r}" for n, rate in rates.items() if rate),
+            optimizer=self.optimizer,
             momentum=self.momentum,
             warmup_fraction=self.warmup_epochs / self.epochs,
             noise_fraction=part / self.epochs,
             ghost_batch_size=self.ghost_batch_size,
-            l2=self.weight_decay / 2,  # the gradient of l2 |w|² is 2 l2 w
+            **decay,
             augment=self.augment,
             train_size=self.train_size,
             validation_fraction=self.validation_fraction or 0.0,
@@ -221,6 +241,7 @@ class Preset:
         )
 
 
+WHOLE = Preset("small")  # the recipes of `noisylb table small` as they are
 PRESETS = {
     "probe": Preset("probe", epochs=0.025),
     "quick": Preset("quick", epochs=0.1, train_size=10_000),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from noisylb import app, fail, work
-from noisylb.protocol import PRESETS
+from noisylb.protocol import PRESETS, WHOLE
 from noisylb.recipes import PUBLISHED, RECIPES
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,6 +14,13 @@ from rich.table import Table
 
 NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
 NUMBER = Annotated[str, typer.Argument(help="Table of the paper: 2 or 3.", metavar="2|3")]
+TABLE = Annotated[
+    str,
+    typer.Argument(
+        help="Table 2 or 3 of the paper; small: accuracy by temperature, on a small network.",
+        metavar="2|3|small",
+    ),
+]
 ROWS = Annotated[str | None, typer.Option(help="Rows, separated by commas (all).")]
 REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas (all).")]
 SEEDS = Annotated[int, typer.Option(help="Number of seeds, counted from 0.")]
@@ -25,6 +32,14 @@ PRESET = Annotated[
 ]
 DATA_DIR = Annotated[str | None, typer.Option(help="Folder of the prepared TFDS data sets.")]
 CHUNKS = Annotated[int | None, typer.Option(help="Chunks that each large batch is computed in.")]
+TABLE_PRESET = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of 2 and 3: probe (5 epochs), short (15), quick (20 and 10,000 images; the "
+        "default) or paper (200)."
+    ),
+]
+JOBS = Annotated[int, typer.Option(help="Runs at a time; with several, each has one thread.")]
 RATES = Annotated[
     str | None, typer.Option(help="File of learning rates that `noisylb tune` has written.")
 ]
@@ -108,41 +123,45 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
     console.print(grid(("field", "value", "from"), rows, title=name))
 
 
-@app.command(
-    help="Train the cells of Table 2 or 3, each in a process of its own, and tabulate them."
-)
+@app.command(help="Train the cells of a table, each in a process of its own, and tabulate them.")
 def table(
-    number: NUMBER,
+    number: TABLE,
     rows: ROWS = None,
     regimes: REGIMES = None,
     seeds: SEEDS = 3,
-    preset: PRESET = "quick",
+    preset: TABLE_PRESET = None,
     data_dir: DATA_DIR = None,
     num_microbatches: CHUNKS = None,
     rates: RATES = None,
+    jobs: JOBS = 1,
     output: OUTPUT = "results/tables",
     dry_run: DRY_RUN = False,
 ):
-    """Repeat a table of the paper.
+    """Train a table.
 
     Args:
         number: of the table.
         rows: names of rows.
         regimes: names of regimes.
         seeds: number of seeds.
-        preset: name of the size.
+        preset: name of the size; `None` takes "quick" for 2 and 3 and the whole of small.
         data_dir: folder of the prepared data sets.
         num_microbatches: chunks of a large batch.
         rates: file of learning rates in place of the recipes'.
+        jobs: number of runs at a time.
         output: folder of the results.
         dry_run: whether to plan only.
     """
-    size, console = preset_named(preset), Console()
+    if preset is None and number == "small":
+        size = WHOLE
+    else:
+        size = preset_named(preset or "quick")
+    console = Console()
     folder = pathlib.Path(output) / size.name
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
 
     def repeat(queue):
-        from keras_noisylb.paper import accuracy
+        from keras_noisylb.paper import accuracy, temperatures
         from keras_noisylb.paper.plan import plan
         from keras_noisylb.paper.rates import read
 
@@ -155,16 +174,19 @@ def table(
         if dry_run:
             show_plan(runs, console)
             return
-        words = accuracy.caption(number, size, bool(rates))
+        if number == "small":
+            form, words = temperatures, temperatures.caption()
+        else:
+            form, words = accuracy, accuracy.caption(number, size, bool(rates))
         do(
             queue, runs, settings, folder, console,
-            lambda: report(number, words, runs, folder, console),
+            lambda: report(form, number, words, runs, folder, console), jobs,
         )  # fmt: skip
 
     work("queue", repeat, output)
 
 
-def do(queue, runs, settings, folder, console, report):
+def do(queue, runs, settings, folder, console, report, jobs=1):
     """Train what is left, and report also where that is interrupted.
 
     Args:
@@ -174,6 +196,7 @@ def do(queue, runs, settings, folder, console, report):
         folder: `pathlib.Path` of all runs.
         console: where progress is shown.
         report: function without arguments.
+        jobs: number of runs that are trained at a time.
 
     Raises:
         typer.Exit: if a run failed.
@@ -182,7 +205,7 @@ def do(queue, runs, settings, folder, console, report):
     with queue.alone(folder):
         left = queue.prepare(runs, typer.echo)
         try:
-            failed = queue.work(left, settings, console)
+            failed = queue.work(left, settings, console, jobs)
         finally:
             report()
     if failed:
@@ -190,26 +213,27 @@ def do(queue, runs, settings, folder, console, report):
         fail(f"{len(failed)} failed: {names}. The same command tries them again.")
 
 
-def report(number, words, runs, folder, console):
+def report(form, number, words, runs, folder, console):
     """Write and show the table of what is finished, if anything is.
 
     Args:
+        form: the module that makes the table, `accuracy` or `temperatures`.
         number: of the table.
         words: its caption.
         runs: list of `Run`.
         folder: `pathlib.Path` that it is written to.
         console: where it is shown.
     """
-    from keras_noisylb.paper import accuracy, records
+    from keras_noisylb.paper import records
 
     found = [run.record(console.print) for run in runs]
     if not any(found):
         return
-    lines = accuracy.summarize(runs, found)
+    lines = form.summarize(runs, found)
     paths = folder / f"table{number}.md", folder / f"table{number}.csv"
-    records.write_text(paths[0], accuracy.to_markdown(lines, words))
-    records.write_text(paths[1], accuracy.to_csv(lines))
-    header, rows = accuracy.cells(lines)
+    records.write_text(paths[0], records.markdown(*form.cells(lines), words))
+    records.write_text(paths[1], form.to_csv(lines))
+    header, rows = form.cells(lines)
     shown = []  # a line for the name of each row, so that the rest fits 80 columns
     for name, group in itertools.groupby(rows, key=lambda row: row[0]):
         shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]

@@ -158,18 +158,3 @@ def caption(table, preset, tuned):
         "last epoch, mean ± standard deviation over the seeds that did not diverge. beats LB?: "
         f"p of Welch's one-sided test, yes below {LEVEL:.0%}; it needs two seeds."
     )
-
-
-def to_markdown(lines, words):
-    """The table as Markdown.
-
-    Args:
-        lines: of `summarize`.
-        words: the caption.
-
-    Returns:
-        A string.
-    """
-    header, rows = cells(lines)
-    table = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in table) + f"\n\n{words}\n"

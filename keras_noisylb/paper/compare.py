@@ -66,10 +66,10 @@ def prepare(options):
     try:
         models.get(options.model)
         regimes = choose(options)
-        for regime, _ in regimes.values():
+        for regime, rate in regimes.values():
             regime.batch_change(options)
             if regime.noise is not None:
-                check_placement(options.placement, regime.noise(options))
+                check_placement(options.placement, regime.noise_at(options, rate))
         data = splits.load(options)
         build = builder(options, data.num_classes, data.x_train.shape[1:])
         build()
@@ -182,15 +182,15 @@ def show_report(options):
     """
     try:
         regimes = choose(options)
-        (regime, _), *more = regimes.values()
+        (regime, rate), *more = regimes.values()
         if more or regime.noise is None:
             raise ValueError(
                 f"a report is about one regime with noise. Received: {', '.join(regimes)}. "
                 "Change --regime."
             )
         found = data_sets.info(options.dataset)
-        network = builder(options, found.num_classes, found.image_shape)()
-        result = noise_report(network, regime.noise(options), options.large_batch_size)
+        network = builder(options, found.num_classes, splits.image_shape(options))()
+        result = noise_report(network, regime.noise_at(options, rate), options.large_batch_size)
     except ValueError as error:
         raise CompareError(str(error)) from error
     console = Console()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from noisylb.protocol import Recipe
 from noisylb.recipes import RECIPES, TABLES
+from noisylb.small import POINTS
 
 from keras_noisylb.paper import records
 from keras_noisylb.paper.records import CompareError
@@ -56,7 +57,8 @@ class Run:
         """
         # Where the values are from does not change a run.
         one = dataclasses.replace(recipe, seeds=(seed,), sources=())
-        return cls(one, output / recipe.row / f"{recipe.regime}{label}-seed{seed}")
+        name = "-".join(filter(None, (recipe.regime, recipe.label)))
+        return cls(one, output / recipe.row / f"{name}{label}-seed{seed}")
 
     @property
     def title(self):
@@ -167,8 +169,13 @@ def cells(table, preset, rows=None, regimes=None):
     Raises:
         CompareError: if there is no such table, row or regime.
     """
+    if table == "small":
+        rows = chosen("--rows", rows, POINTS)
+        known_regimes = dict.fromkeys(recipe.regime for row in rows for recipe in POINTS[row])
+        regimes = chosen("--regimes", regimes, known_regimes)
+        return [preset.scale(r) for row in rows for r in POINTS[row] if r.regime in regimes]
     if table not in TABLES:
-        raise CompareError(f"TABLE received {table!r}, expected 2 or 3. Choose one of them.")
+        raise CompareError(f"TABLE received {table!r}, expected 2, 3 or small. Choose one of them.")
     known_rows, known_regimes = TABLES[table]
     rows = chosen("--rows", rows, known_rows)
     regimes = chosen("--regimes", regimes, known_regimes)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from filelock import FileLock, Timeout
 from rich.progress import (
@@ -23,21 +25,25 @@ from keras_noisylb.paper.records import CompareError
 LOG = "log.txt"
 POLL = 0.5  # seconds
 DAY = 86_400
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
 @contextlib.contextmanager
-def worker(job, *arguments, **streams):
+def worker(job, *arguments, jobs=1, **streams):
     """A process of `keras_noisylb.paper.worker`, killed where the block is left early.
 
     Args:
         job: "train", "data" or "time".
         *arguments: of the job.
+        jobs: number of processes that share the machine; with several, each has one thread.
         **streams: its `stdout` and `stderr`.
 
     Yields:
         A `subprocess.Popen`.
     """
     environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+    if jobs > 1:
+        environment |= dict.fromkeys(THREADS, "1")
     environment["PYTHONUNBUFFERED"] = "1"  # what it said stays, however it ends
     command = [sys.executable, "-m", "keras_noisylb.paper.worker", job, *arguments]
     # Nothing is written to its input: that it is closed tells the process that this one has ended.
@@ -155,34 +161,37 @@ def prepare(runs, say):
     return left
 
 
-def train(run, settings, watch):
+def train(run, settings, watch, stop, jobs):
     """Do one run in a process of its own.
 
     Args:
         run: a `Run` whose folder is open.
         settings: dictionary of the arguments of `Recipe.options`.
         watch: function of how much of its length is finished, called every half second.
+        stop: `threading.Event` at which the process is killed.
+        jobs: number of processes that share the machine.
 
     Returns:
         Why it failed, or `None`.
     """
     with (run.folder / LOG).open("ab+") as log:
         arguments = (str(run.folder), json.dumps(settings), *run.arguments)
-        with worker(run.job, *arguments, stdout=log, stderr=log) as process:
-            while process.poll() is None:
+        with worker(run.job, *arguments, jobs=jobs, stdout=log, stderr=log) as process:
+            while process.poll() is None and not stop.is_set():
                 watch(run.done())
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL)
         return reason(process.returncode, log) if process.returncode else None
 
 
-def work(runs, settings, console):
-    """Do runs, one after the other; one that fails does not stop the rest.
+def work(runs, settings, console, jobs=1):
+    """Do runs, so many at a time; one that fails does not stop the rest.
 
     Args:
         runs: list of `Run` that `prepare` found left.
         settings: dictionary of the arguments of `Recipe.options`.
         console: `rich.console.Console` for lines and progress.
+        jobs: number of runs that are trained at a time, each on its share of the cores.
 
     Returns:
         List of the runs that failed.
@@ -200,7 +209,6 @@ def work(runs, settings, console):
     def say(text):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    failed = []
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
         TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("left"),
@@ -210,25 +218,38 @@ def work(runs, settings, console):
     bars = Progress(
         *columns, console=console, disable=not console.is_terminal, speed_estimate_period=DAY
     )
-    with bars:
-        whole = bars.add_task("all", total=sum(run.work for run in runs))
-        done = 0
-        for number, run in enumerate(runs, start=1):
-            place = f"[{number}/{len(runs)}] {run.title}"
-            bar = bars.add_task(place, total=run.length)
+    stop, done = threading.Event(), {}
 
-            def watch(finished, run=run, bar=bar, done=done):
-                bars.update(bar, completed=finished)
-                bars.update(whole, completed=done + run.work * finished / run.length)
+    def do(number, run):
+        place = f"[{number}/{len(runs)}] {run.title}"
+        bar = bars.add_task(place, total=run.length)
 
-            failure = train(run, settings, watch)
+        def watch(finished):
+            done[number] = run.work * finished / run.length
+            bars.update(bar, completed=finished)
+            bars.update(whole, completed=sum(done.values()))
+
+        try:
+            failure = train(run, settings, watch, stop, jobs)
+            if stop.is_set():
+                return True
             record = None if failure else run.record(say)
             if record is None:
-                failed.append(run)
                 say(f"{place}: failed: {failure or 'no record'} ({run.folder / LOG})")
             else:
                 say(f"{place}: {run.outcome(record)}")
-            done += run.work
-            bars.update(whole, completed=done)
+            watch(run.length)
+        finally:
             bars.remove_task(bar)
-    return failed
+        return record is not None
+
+    with bars, ThreadPoolExecutor(jobs) as pool:
+        whole = bars.add_task("all", total=sum(run.work for run in runs))
+        futures = [pool.submit(do, number, run) for number, run in enumerate(runs, start=1)]
+        try:
+            succeeded = [future.result() for future in futures]
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [run for run, good in zip(runs, succeeded, strict=True) if not good]

@@ -1,5 +1,6 @@
 """The regimes that are compared: how large the batch is, and which noise its gradient gets."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from keras_noisylb.noise import (
     Multiplicative,
     Noise,
 )
+from keras_noisylb.schedules import matched_multiplier
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,27 @@ class Regime:
     title: str
     batch: Literal["small", "large", "change"]
     noise: Callable[[Any], Noise] | None = None
+
+    def noise_at(self, options, learning_rate):
+        """The noise of a run.
+
+        Args:
+            options: the options of the run; a multiplier of "matched" makes the run as hot as SB
+                at its rate.
+            learning_rate: peak learning rate of the run.
+
+        Returns:
+            A noise, or `None` for plain training.
+        """
+        if self.noise is None:
+            return None
+        if options.multiplier == "matched":
+            small = options.learning_rates["sb"]
+            multiplier = matched_multiplier(
+                options.large_batch_size, options.small_batch_size, learning_rate, small
+            )
+            options = dataclasses.replace(options, multiplier=multiplier)
+        return self.noise(options)
 
     def batch_change(self, options):
         """The batch sizes over the epochs of a run.

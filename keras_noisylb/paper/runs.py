@@ -166,16 +166,18 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
     Returns:
         Tuple of the compiled model and the number of its updates with noise.
     """
-    optimizer = keras.optimizers.SGD(
-        schedule(regime, learning_rate, options, num_examples), momentum=options.momentum
-    )
+    rates = schedule(regime, learning_rate, options, num_examples)
+    if options.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rates, weight_decay=options.weight_decay)
+    else:
+        optimizer = keras.optimizers.SGD(rates, momentum=options.momentum)
     noise_steps, model = 0, network
     if regime.noise is not None:
         steps = regime.batch_change(options).updates(num_examples, options.epochs)
         noise_steps = math.ceil(options.noise_fraction * steps)
         optimizer = NoisyOptimizer(
             optimizer,
-            regime.noise(options),
+            regime.noise_at(options, learning_rate),
             noise_steps=noise_steps,
             placement=options.placement,
             seed=seed,
@@ -269,11 +271,16 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
             initial_epoch=done,
             validation_data=(data.x_test, data.y_test),
             validation_batch_size=1000,
+            validation_freq=options.validation_freq,
             callbacks=[journal],
             verbose=0 if options.quiet else 1,
         )
     train_loss, train_accuracy = model.evaluate(data.x_train, data.y_train, **evaluation)
     test_loss, test_accuracy = model.evaluate(data.x_test, data.y_test, **evaluation)
+    held_out = {}
+    if data.held_out is not None:
+        loss, accuracy = model.evaluate(*data.held_out, **evaluation)
+        held_out = {"held_out_loss": loss, "held_out_accuracy": accuracy}
     diverged = journal.diverged_epoch
     if diverged is None and not math.isfinite(train_loss + test_loss):
         diverged = options.epochs
@@ -284,6 +291,7 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
         train_accuracy=train_accuracy,
         test_loss=test_loss,
         test_accuracy=test_accuracy,
+        **held_out,
         seconds=sum(epoch["seconds"] for epoch in history["epochs"]),
         step_seconds=median_step(history),
         seed=seed,

@@ -67,7 +67,7 @@ def hypermodel(recipe, parts, settings):
     """
     options, regime = recipe.options(recipe.seeds[0], **settings), REGIMES[recipe.regime]
     found = data_sets.info(recipe.dataset)
-    build = builder(options, found.num_classes, found.image_shape)
+    build = builder(options, found.num_classes, splits.image_shape(options))
     large = regime.batch == "large"
     space = {n: v if n in parts else v[0] for n, v in choices(recipe).items()}
     if "learning_rate" in parts:

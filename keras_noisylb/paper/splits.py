@@ -72,6 +72,7 @@ class Split:
     x_test: np.ndarray
     y_test: np.ndarray
     num_classes: int
+    held_out: tuple | None = None  # training images that are reported on beside the test set
 
     def batches(self, batch_size, seed, augment):
         """The training batches.
@@ -98,11 +99,23 @@ def load(options):
     """
     (x_train, y_train), (x_test, y_test) = data.load(options.dataset, options.data_dir)
     num_classes = data.info(options.dataset).num_classes
+    image_shape(options)
     data.check_arrays(x_train, y_train)
     if options.validation_fraction:
         (x_train, y_train), (x_test, y_test) = data.split(
             x_train, y_train, options.validation_fraction
         )
+    held_out = None
+    if options.held_out:
+        if options.held_out >= len(x_train):
+            raise ValueError(
+                f"--held-out received {options.held_out}, expected less than the {len(x_train)} "
+                f"training examples of {options.dataset}. Lower --held-out."
+            )
+        (x_train, y_train), (x_held, y_held) = data.split(
+            x_train, y_train, options.held_out / len(x_train)
+        )
+        held_out = pooled(x_held, options.pool), y_held
     size = options.train_size or len(x_train)
     if size > len(x_train):
         raise ValueError(
@@ -115,4 +128,37 @@ def load(options):
             f"{size} training examples. Lower --small-batch-size or raise --train-size."
         )
     kept = np.sort(stratified_order(y_train)[:size])
-    return Split(x_train[kept], y_train[kept], x_test, y_test, num_classes)
+    x_train, x_test = (pooled(images, options.pool) for images in (x_train[kept], x_test))
+    return Split(x_train, y_train[kept], x_test, y_test, num_classes, held_out)
+
+
+def image_shape(options):
+    """Shape (height, width, channels) of the images that the network gets.
+
+    Args:
+        options: the options of the run.
+
+    Raises:
+        ValueError: if tiles are larger than the images.
+    """
+    height, width, channels = data.info(options.dataset).image_shape
+    if options.pool > min(height, width):
+        raise ValueError(
+            f"--pool received {options.pool}, expected at most {min(height, width)}, the size of "
+            f"the images of {options.dataset}. Lower --pool."
+        )
+    return height // options.pool, width // options.pool, channels
+
+
+def pooled(images, size):
+    """Images of the means of tiles; pixels that fill no tile are left out.
+
+    Args:
+        images: array (N, height, width, channels).
+        size: height and width of a tile.
+    """
+    if size == 1:
+        return images
+    n, height, width, channels = images.shape
+    tiles = images[:, : height // size * size, : width // size * size]
+    return tiles.reshape(n, height // size, size, width // size, size, channels).mean(axis=(2, 4))

@@ -126,11 +126,12 @@ def measure(text):
     options = recipe.options(0)
     regime, rate = choose(options)[recipe.regime]
     found = data_sets.info(recipe.dataset)
-    network = builder(options, found.num_classes, found.image_shape)()
+    shape = splits.image_shape(options)
+    network = builder(options, found.num_classes, shape)()
     model, _ = runs.compiled(network, regime, rate, options, recipe.large_batch_size, 0)
     seconds = {}
     for size in (recipe.small_batch_size, 4 * recipe.small_batch_size):
-        x = np.random.default_rng(0).normal(size=(size, *found.image_shape)).astype("float32")
+        x = np.random.default_rng(0).normal(size=(size, *shape)).astype("float32")
         y = np.arange(size) % found.num_classes
         model.train_on_batch(x, y)  # builds the graph
         steps = []

@@ -62,15 +62,9 @@ def load(preset):
         split, k = splits.load(preset.options), preset.pool
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
-    if k == 1:
-        return split
-
-    def reduced(images):
-        n, height, width, channels = images.shape
-        tiles = images[:, : height // k * k, : width // k * k]
-        return tiles.reshape(n, height // k, k, width // k, k, channels).mean(axis=(2, 4))
-
-    return dataclasses.replace(split, x_train=reduced(split.x_train), x_test=reduced(split.x_test))
+    return dataclasses.replace(
+        split, x_train=splits.pooled(split.x_train, k), x_test=splits.pooled(split.x_test, k)
+    )
 
 
 def trained(folder, name, options, seed, split, say):
