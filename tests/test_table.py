@@ -151,7 +151,7 @@ def test_two_queues_in_one_folder_are_refused(tmp_path, small_row, monkeypatch):
 
 
 def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, small_row, monkeypatch):
-    def train(run, settings, watch):
+    def train(run, settings, watch, stop, jobs):
         watch(1)
         if run.recipe.regime == "lb":
             return "no luck"
@@ -296,7 +296,7 @@ def test_markdown_and_csv():
 
 
 def test_the_progress_is_shown_on_a_terminal(tmp_path, small_row, monkeypatch):
-    def train(run, settings, watch):
+    def train(run, settings, watch, stop, jobs):
         watch(4)
         return "no luck"
 

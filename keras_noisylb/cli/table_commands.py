@@ -23,6 +23,9 @@ TABLE = Annotated[
 ]
 ROWS = Annotated[str | None, typer.Option(help="Rows, separated by commas (all).")]
 REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas (all).")]
+LABELS = Annotated[
+    str | None, typer.Option(help="Labels of the recipes of small, separated by commas (all).")
+]
 SEEDS = Annotated[int, typer.Option(help="Number of seeds, counted from 0.")]
 PRESET = Annotated[
     str,
@@ -128,6 +131,7 @@ def table(
     number: TABLE,
     rows: ROWS = None,
     regimes: REGIMES = None,
+    labels: LABELS = None,
     seeds: SEEDS = 3,
     preset: TABLE_PRESET = None,
     data_dir: DATA_DIR = None,
@@ -143,6 +147,7 @@ def table(
         number: of the table.
         rows: names of rows.
         regimes: names of regimes.
+        labels: labels of recipes.
         seeds: number of seeds.
         preset: name of the size; `None` takes "quick" for 2 and 3 and the whole of small.
         data_dir: folder of the prepared data sets.
@@ -152,10 +157,8 @@ def table(
         output: folder of the results.
         dry_run: whether to plan only.
     """
-    if preset is None and number == "small":
-        size = WHOLE
-    else:
-        size = preset_named(preset or "quick")
+    default = WHOLE if number == "small" else PRESETS["quick"]
+    size = preset_named(preset) if preset else default
     console = Console()
     folder = pathlib.Path(output) / size.name
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
@@ -166,7 +169,7 @@ def table(
         from keras_noisylb.paper.rates import read
 
         found = read(rates) if rates else {}
-        runs = plan(number, size, output, rows, regimes, seeds, found)
+        runs = plan(number, size, output, rows, regimes, seeds, found, labels)
         names = dict.fromkeys(run.recipe.name for run in runs)
         if rates and not found.keys() >= names.keys():
             without = ", ".join(name for name in names if name not in found)

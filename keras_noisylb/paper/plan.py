@@ -154,14 +154,15 @@ def chosen(flag, text, known):
     return tuple(name for name in known if name in names)
 
 
-def cells(table, preset, rows=None, regimes=None):
+def cells(table, preset, rows=None, regimes=None, labels=None):
     """The recipes of a table at the size of a preset, in the order of its rows.
 
     Args:
-        table: "2" or "3".
+        table: "2", "3" or "small".
         preset: a `Preset`.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
+        labels: labels of the recipes of "small", likewise.
 
     Returns:
         List of `Recipe`.
@@ -171,9 +172,12 @@ def cells(table, preset, rows=None, regimes=None):
     """
     if table == "small":
         rows = chosen("--rows", rows, POINTS)
-        known_regimes = dict.fromkeys(recipe.regime for row in rows for recipe in POINTS[row])
-        regimes = chosen("--regimes", regimes, known_regimes)
-        return [preset.scale(r) for row in rows for r in POINTS[row] if r.regime in regimes]
+        found = [recipe for row in rows for recipe in POINTS[row]]
+        regimes = chosen("--regimes", regimes, dict.fromkeys(r.regime for r in found))
+        labels = chosen("--labels", labels, dict.fromkeys(r.label for r in found))
+        return [preset.scale(r) for r in found if r.regime in regimes and r.label in labels]
+    if labels is not None:
+        raise CompareError(f"--labels is an option of table small, not of {table}. Leave it out.")
     if table not in TABLES:
         raise CompareError(f"TABLE received {table!r}, expected 2, 3 or small. Choose one of them.")
     known_rows, known_regimes = TABLES[table]
@@ -196,17 +200,18 @@ def seed_range(seeds):
     return range(seeds)
 
 
-def plan(table, preset, output, rows=None, regimes=None, seeds=3, rates=None):
+def plan(table, preset, output, rows=None, regimes=None, seeds=3, rates=None, labels=None):
     """The runs of a table, in their order: all cells with one seed, then with the next.
 
     Args:
-        table: "2" or "3".
+        table: "2", "3" or "small".
         preset: a `Preset`.
         output: folder of all results.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
         seeds: number of seeds, counted from 0.
         rates: dictionary of recipe names to peak learning rates; the others keep the recipe's.
+        labels: labels of the recipes of "small", likewise.
 
     Returns:
         List of `Run`.
@@ -216,7 +221,7 @@ def plan(table, preset, output, rows=None, regimes=None, seeds=3, rates=None):
     """
     folder, rates = pathlib.Path(output) / preset.name, rates or {}
     recipes = []
-    for recipe in cells(table, preset, rows, regimes):
+    for recipe in cells(table, preset, rows, regimes, labels):
         small = recipe.small_learning_rate
         recipe = dataclasses.replace(
             recipe,

@@ -1,4 +1,4 @@
-"""The table of `noisylb table small`: accuracy beside temperature, and what the noise adds to LB."""
+"""The table of `noisylb table small`: accuracy, temperature, and what the noise adds to LB."""
 
 import csv
 import io
@@ -171,9 +171,9 @@ def cells(lines):
 def caption():
     """What the table shows, in words."""
     return (
-        "rate: peak learning rate. λ: multiplier of the noise. part: of the training with noise, or "
-        "with small batches. T: temperature at the peak rate. held-out %, test %: accuracy after "
-        "the last epoch, mean ± standard deviation over seeds; choices are made by the first. over "
-        "LB: test accuracy minus that of LB at the same rate, decay and seed, mean ± standard "
-        "error. p: of the one-sided paired t-test."
+        "rate: peak learning rate. λ: multiplier of the noise. part: of the training with noise, "
+        "or with small batches. T: temperature at the peak rate. held-out %, test %: accuracy "
+        "after the last epoch, mean ± standard deviation over seeds; choices are made by the "
+        "first. over LB: test accuracy minus that of LB at the same rate, decay and seed, mean ± "
+        "standard error. p: of the one-sided paired t-test."
     )
