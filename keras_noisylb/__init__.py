@@ -30,7 +30,13 @@ from keras_noisylb.noise import (
 )
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.report import report
-from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling
+from keras_noisylb.schedules import (
+    WarmupStepDecay,
+    linear_scaling,
+    matched_multiplier,
+    noise_temperature,
+    sqrt_scaling,
+)
 from keras_noisylb.training import NoisyModel, noisy_gradients
 
 __version__ = importlib.metadata.version("keras-noisylb")
@@ -56,6 +62,8 @@ __all__ = [
     "NoiseTermination",
     "WarmupStepDecay",
     "linear_scaling",
+    "matched_multiplier",
+    "noise_temperature",
     "schedules",
     "sqrt_scaling",
     # layers and models

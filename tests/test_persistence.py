@@ -101,7 +101,8 @@ COPIED = [
 # What holds no state: functions, and what functions return or read in plain Python and NumPy.
 STATELESS = [
     *(nlb.noisy_gradients, nlb.report, nlb.noise_scale, nlb.replace_batch_norm),
-    *(nlb.linear_scaling, nlb.sqrt_scaling, nlb.models.get, nlb.models.names),
+    *(nlb.linear_scaling, nlb.matched_multiplier, nlb.noise_temperature, nlb.sqrt_scaling),
+    *(nlb.models.get, nlb.models.names),
     *(nlb.gradients.RULES, nlb.gradients.LayerRule),
     *(nlb.gradients.diagonal_fisher, nlb.gradients.per_example_gradients, nlb.gradients.objective),
     *(getattr(nlb.data, name) for name in nlb.data.__all__),

@@ -331,7 +331,7 @@ GOOD = Quadratic(EYE, EYE)
         (lambda: GOOD.moments([1.0, 1.0], 2.5, 0.1), "Received: steps=2.5"),
         (lambda: GOOD.moments([1.0, 1.0], 3, lambda k: -k), "Received: -1 at k=1"),
         (lambda: GOOD.expected_losses([1.0, 1.0], 3, np.inf), "finite and not negative"),
-        (lambda: GOOD.stationary_covariance(2.0), r"\(0, 2 / λ_max\) = \(0, 2\)"),
+        (lambda: GOOD.stationary_covariance(2.0), r"\(0, 2 \(1 \+ μ\) / λ_max\) = \(0, 2\)"),
         (lambda: theorem_bound(GOOD, [1.0, 1.0]).steps_to_reach(0.0), "`loss` must be positive"),
         (lambda: diffusion_mean(GOOD, -1.0, [1.0, 1.0]), "`time` must not be negative"),
         (lambda: diffusion_covariance(GOOD, 1.0, -0.1), "`step_size` must not be negative"),

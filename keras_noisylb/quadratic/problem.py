@@ -204,26 +204,44 @@ class Quadratic:
             f"{expected:.3g} then. Give a larger `loss` or `max_steps`, or smaller step sizes"
         )
 
-    def stationary_covariance(self, step_size: float) -> np.ndarray:
+    def stationary_covariance(self, step_size: float, momentum: float = 0.0) -> np.ndarray:
         """Covariance of θ_k as k → ∞ at a constant step size.
 
-        It solves A S + S A - α A S A = α C Cᵀ.
+        It solves A S + S A - α A S A = α C Cᵀ; with momentum μ, v ← μ v - α (A θ - C ξ) and
+        θ ← θ + v, the equation of the pair (θ, v).
 
         Args:
-            step_size: α, below 2 / λ_max.
+            step_size: α, below 2 (1 + μ) / λ_max.
+            momentum: μ, at least 0 and below 1.
 
         Returns:
             Array of shape (d, d).
 
         Raises:
-            ValueError: if the step size is not in (0, 2 / λ_max).
+            ValueError: if the step size is not in (0, 2 (1 + μ) / λ_max), or the momentum not in
+                [0, 1).
         """
-        largest = self.eigenvalues[-1]
-        if not 0 < step_size * largest < 2:
+        if not 0 <= momentum < 1:
             raise ValueError(
-                f"`step_size` must be in (0, 2 / λ_max) = (0, {2 / largest:.4g}): beyond, the "
+                f"`momentum` must be at least 0 and below 1. Received: momentum={momentum}"
+            )
+        bound = 2 * (1 + momentum) / self.eigenvalues[-1]
+        if not 0 < step_size < bound:
+            raise ValueError(
+                f"`step_size` must be in (0, 2 (1 + μ) / λ_max) = (0, {bound:.4g}): beyond, the "
                 f"parameters diverge. Received: step_size={step_size}"
             )
+        if momentum:
+            from scipy.linalg import solve_discrete_lyapunov
+
+            identity = np.eye(len(self.hessian))
+            force = step_size * self.hessian
+            update = np.block([
+                [identity - force, momentum * identity],
+                [-force, momentum * identity],
+            ])
+            noise = np.kron(np.ones((2, 2)), step_size**2 * self.noise_covariance)
+            return solve_discrete_lyapunov(update, noise)[: len(identity), : len(identity)]
         rates = np.add.outer(self.eigenvalues, self.eigenvalues)
         rates -= step_size * np.outer(self.eigenvalues, self.eigenvalues)
         return self.scale_noise(step_size / rates)

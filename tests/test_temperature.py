@@ -1,0 +1,119 @@
+"""Temperatures against the exact stationary loss of the quadratic, momentum included."""
+
+import numpy as np
+import pytest
+
+from keras_noisylb import matched_multiplier, noise_temperature
+from keras_noisylb.quadratic import Quadratic
+from keras_noisylb.schedules import linear_scaling, sqrt_scaling
+
+SMALL, LARGE, RATE = 32, 512, 0.01
+CURVATURES = np.array([0.05, 0.1, 0.2])  # slow: RATE * curvature is far below 1, also at LARGE
+COVARIANCE = np.diag([1.0, 3.0, 0.5])  # of one example's gradient
+
+
+def losses(rate, momentum, covariance):
+    """The stationary loss along each eigenvector of the Hessian."""
+    quadratic = Quadratic(np.diag(CURVATURES), np.linalg.cholesky(covariance))
+    return 0.5 * CURVATURES * np.diag(quadratic.stationary_covariance(rate, momentum))
+
+
+def update_covariance(batch_size, small_batch_size=None, multiplier=1.0):
+    """Of the gradient of one update."""
+    plain = COVARIANCE / batch_size
+    if small_batch_size is None:
+        return plain
+    return plain + multiplier**2 * (COVARIANCE / small_batch_size - COVARIANCE / batch_size)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_stationary_variance_with_momentum(momentum):
+    """The closed form of one dimension, and a loop over the moments of the pair."""
+    rate, curvature, variance = 0.7, 1.3, 2.0
+    found = Quadratic([[curvature]], [[variance**0.5]]).stationary_covariance(rate, momentum)
+    bound = 2 * (1 + momentum) - rate * curvature
+    expected = rate * variance * (1 + momentum) / (curvature * (1 - momentum) * bound)
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-12)
+    step = np.array([[1 - rate * curvature, momentum], [-rate * curvature, momentum]])
+    moments = np.zeros((2, 2))
+    for _ in range(3000):
+        moments = step @ moments @ step.T + rate**2 * variance
+    np.testing.assert_allclose(moments[0, 0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_loss_along_slow_directions_is_the_temperature(momentum):
+    """It is T/4 times the variance of one example's gradient, up to terms in rate * curvature."""
+    matched = matched_multiplier(LARGE, SMALL, 4 * RATE, RATE)
+    for rate, *batch in (
+        (RATE, SMALL),
+        (RATE, LARGE),
+        (4 * RATE, LARGE, SMALL, matched),
+        (4 * RATE, LARGE, SMALL, 1.0),
+        (linear_scaling(RATE, LARGE, SMALL), LARGE),
+    ):
+        temperature = noise_temperature(rate, *batch, momentum=momentum)
+        expected = temperature / 4 * np.diag(COVARIANCE)
+        found = losses(rate, momentum, update_covariance(*batch))
+        np.testing.assert_allclose(found, expected, rtol=rate * CURVATURES[-1])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_matched_noise_restores_the_loss_of_the_small_batch(momentum):
+    small = losses(RATE, momentum, update_covariance(SMALL))
+    for rate in (RATE, 2 * RATE, sqrt_scaling(RATE, LARGE, SMALL)):
+        matched = matched_multiplier(LARGE, SMALL, rate, RATE)
+        # The covariance of one example is diagonal here, so full and diagonal noise are the same.
+        large = losses(rate, momentum, update_covariance(LARGE, SMALL, matched))
+        np.testing.assert_allclose(large, small, rtol=rate * CURVATURES[-1])
+        assert np.all(losses(rate, momentum, update_covariance(LARGE)) < 0.6 * small)
+        if rate > RATE:  # the negative control: the paper's λ is too hot at a scaled rate
+            hot = losses(rate, momentum, update_covariance(LARGE, SMALL))
+            assert np.all(hot > 1.9 * small)
+
+
+def test_diagonal_noise_spreads_the_same_temperature():
+    """Off the axes it has the total variance of full noise, and another loss in each direction."""
+    angle = 0.6
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    hessian = turn @ np.diag([0.05, 0.4]) @ turn.T
+    full = turn @ np.diag([1.0, 9.0]) @ turn.T
+    along = []
+    for covariance in (full, np.diag(np.diag(full))):
+        quadratic = Quadratic(hessian, np.linalg.cholesky(covariance / SMALL))
+        stationary = turn.T @ quadratic.stationary_covariance(RATE) @ turn
+        along.append(np.diag(stationary) * [0.05, 0.4] / 2)
+    temperature = noise_temperature(RATE, SMALL)
+    np.testing.assert_allclose(np.sum(along, axis=1), temperature / 4 * 10, rtol=0.01)
+    assert along[1][0] > 2 * along[0][0] and along[1][1] < 0.9 * along[0][1]
+
+
+def test_limits():
+    assert matched_multiplier(4096, 128, 0.1, 0.1) == pytest.approx(1)
+    assert matched_multiplier(4096, 128, 3.2, 0.1) == matched_multiplier(4096, 128, 9.0, 0.1) == 0
+    assert matched_multiplier(4096, 128, 0.05, 0.1) > 1
+    square_root = sqrt_scaling(0.1, 4096, 128)
+    assert matched_multiplier(4096, 128, square_root, 0.1) == pytest.approx(32**-0.25, rel=0.1)
+    assert noise_temperature(0.1, 128, momentum=0.9) == pytest.approx(0.1 / 128 / 0.1)
+    assert noise_temperature(0.1, 4096, 128) == pytest.approx(noise_temperature(0.1, 128))
+    assert noise_temperature(0.1, 4096, 128, multiplier=0.0) == noise_temperature(0.1, 4096)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: noise_temperature(0.0, 128), "`learning_rate` must be a positive number"),
+        (lambda: noise_temperature(0.1, -1), "`batch_size` must be a positive number"),
+        (lambda: noise_temperature(float("nan"), 128), "`learning_rate` must be a positive"),
+        (lambda: noise_temperature(0.1, 128, 128), "small 128, large 128"),
+        (lambda: noise_temperature(0.1, 128, 0), "`small_batch_size` must be a positive"),
+        (lambda: noise_temperature(0.1, 128, 32, -1.0), "`multiplier` must not be negative"),
+        (lambda: noise_temperature(0.1, 128, momentum=1.0), "`momentum` must be at least 0 and"),
+        (lambda: matched_multiplier(128, 4096, 0.1, 0.1), "small 4096, large 128"),
+        (lambda: matched_multiplier(4096, 128, 0.1, -0.1), "`small_learning_rate` must be a"),
+        (lambda: Quadratic([[1.0]], [[1.0]]).stationary_covariance(0.1, 1.0), "`momentum` must be"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
