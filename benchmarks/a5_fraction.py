@@ -53,7 +53,9 @@ def measure(name, data_dir):
 
     keras.utils.set_random_seed(0)
     given, examples, updates = CASES[name]
-    common = {"large_batch_size": 512, "small_batch_size": 32, "l2": 2.5e-4, "data_dir": data_dir}
+    common = {"large_batch_size": 512, "small_batch_size": 32, "l2": 2.5e-4}
+    if "dataset" in given:  # the other one is part of the package
+        common["data_dir"] = data_dir
     options = Options(model=name, **common | given)
     data = splits.load(options)
     model = builder(options, data.num_classes, data.x_train.shape[1:])()

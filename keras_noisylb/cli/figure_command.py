@@ -8,13 +8,17 @@ from noisylb import app, fail, work
 from noisylb.presets import FIGURES, PRESETS
 from rich.console import Console
 
+TEMPERATURE = "temperature"
+
 
 @app.command("figure")
 def figure(
     number: Annotated[
         str,
         typer.Argument(
-            metavar="FIGURE", help="; ".join(f"{name}: {what}" for name, what in FIGURES.items())
+            metavar="FIGURE",
+            help="; ".join(f"{name}: {what}" for name, what in FIGURES.items())
+            + f"; {TEMPERATURE}: accuracy against temperature, of `noisylb table small`",
         ),
     ],
     preset: Annotated[
@@ -30,6 +34,9 @@ def figure(
     data_dir: Annotated[
         str | None, typer.Option(help="Folder of the prepared TFDS data sets.")
     ] = None,
+    tables: Annotated[
+        str, typer.Option(help="Output folder of `noisylb table small`, for figure temperature.")
+    ] = "results/tables",
     output: Annotated[
         str | None,
         typer.Option(
@@ -39,6 +46,9 @@ def figure(
     ] = None,
 ):
     """Repeat a figure of the paper: picture, numbers, and whether its claims are seen."""
+    if number == TEMPERATURE:
+        draw_temperature(tables, output or "results/figure-temperature")
+        return
     for flag, value, choices in (("FIGURE", number, FIGURES), ("--preset", preset, PRESETS)):
         if value not in choices:
             fail(f"{flag} received {value!r}, expected one of {', '.join(choices)}. Change {flag}.")
@@ -63,3 +73,19 @@ def figure(
         typer.echo(f"Picture and numbers: {output}/figure{number}.png, .svg, .json")
 
     work("published", make, output)
+
+
+def draw_temperature(tables, output):
+    """Draw the figure that needs no training of its own.
+
+    Args:
+        tables: folder of the finished runs.
+        output: folder of the picture.
+    """
+    command = f"noisylb figure {TEMPERATURE} --tables {tables}"
+
+    def make(temperature):
+        count = len(temperature.make(tables, output, command, typer.echo)["numbers"])
+        typer.echo(f"{count} recipes. Picture and numbers: {output}/temperature.png, .svg, .json")
+
+    work("published.temperature", make, output)

@@ -1,9 +1,66 @@
 """Figure "temperature": accuracy against the temperature of the training, for every regime."""
 
-import numpy as np
+import json
+import pathlib
 
+import numpy as np
+from noisylb.protocol import Recipe
+
+from keras_noisylb.paper import plan, records, temperatures
 from keras_noisylb.paper.published.style import LOOKS, MARKERS, grid_of_axes
+from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import REGIMES
+
+__all__ = ["CompareError", "make"]
+
+ROW = "cifar10-small"
+
+
+def make(tables, output, command, say):
+    """Draw what `noisylb table small` has finished, as `temperature.png`, `.svg` and `.json`.
+
+    Args:
+        tables: the folder that the table was written to, its `--output`.
+        output: folder of the picture.
+        command: what it was asked for by, for the record.
+        say: function that prints a line.
+
+    Returns:
+        Dictionary of what the JSON holds.
+
+    Raises:
+        CompareError: if nothing is finished.
+        OSError: if the results cannot be written.
+    """
+    runs, found = [], []
+    for path in sorted((pathlib.Path(tables) / "small" / ROW).glob(f"*/{plan.RUN}")):
+        record = records.read_json(path, plan.KEYS, say)
+        if record is not None:
+            runs.append(plan.Run(Recipe.from_dict(record["config"]), path.parent))
+            found.append(record)
+    lines = temperatures.summarize(runs, found)
+    lines = [line for line in lines if line["temperature"] and line["test"] is not None]
+    if not lines:
+        raise CompareError(
+            f"--tables received {tables}, in which no run of small/{ROW} is finished. Train them "
+            "first: noisylb table small --data-dir DIR, or give the folder of another --output."
+        )
+    lines.sort(key=lambda line: (list(LOOKS).index(line["regime"]), line["temperature"]))
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = sorted({json.dumps(record["versions"], sort_keys=True) for record in found})
+    result = {
+        "figure": "temperature",
+        "command": command,
+        "versions": [json.loads(text) for text in versions],
+        "numbers": records.rounded(records.plain(lines)),
+    }
+    records.write_json(folder / "temperature.json", result, indent=None)
+    picture = draw(lines)
+    for kind in ("png", "svg"):
+        with records.replacing(folder / f"temperature.{kind}") as temporary:
+            picture.savefig(temporary, format=kind, dpi=110, bbox_inches="tight")
+    return result
 
 
 def draw(lines):

@@ -1,0 +1,136 @@
+"""The recipes of `noisylb table small`, its table and its figure, from records made up here."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from noisylb import app
+from noisylb.protocol import WHOLE, Recipe
+from noisylb.small import POINTS, SMALL
+from scipy import stats
+from typer.testing import CliRunner
+
+from keras_noisylb import matched_multiplier, noise_temperature
+from keras_noisylb.paper import plan, records, temperatures
+from keras_noisylb.paper.regimes import REGIMES, choose
+
+LABELS = "rate0.4,rate0.4-lambda0.5-part0.5"
+
+
+def metrics(accuracy, diverged=None):
+    return {
+        "diverged_epoch": diverged, "train_accuracy": 1.0, "test_accuracy": accuracy,
+        "held_out_accuracy": accuracy - 0.01,
+    }  # fmt: skip
+
+
+def finished(folder, accuracies, labels=LABELS):
+    """Write records: of LB 0.50, 0.52, ...; of the noises what `accuracies` says."""
+    runs = plan.plan("small", WHOLE, folder, seeds=3, labels=labels)
+    for run in runs:
+        (seed,) = run.recipe.seeds
+        accuracy = accuracies.get(run.recipe.regime, [None] * 3)[seed]
+        if accuracy is None:
+            continue
+        diverged = None if np.isfinite(accuracy) else 7
+        value = {
+            "config": run.config, "versions": {"keras": "3"}, "seed": seed, "device": "CPU",
+            "metrics": metrics(accuracy, diverged), "wall_seconds": 1.0, "history": {},
+        }  # fmt: skip
+        run.folder.mkdir(parents=True)
+        records.write_json(run.folder / plan.RUN, value)
+    return runs
+
+
+def test_recipes_can_be_trained():
+    assert len(SMALL) == sum(map(len, POINTS.values()))
+    for recipe in SMALL.values():
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+        options = recipe.options(0)
+        ((regime, rate),) = choose(options).values()
+        assert rate == recipe.learning_rate
+        noise = regime.noise_at(options, rate)
+        assert (noise is None) == (recipe.multiplier is None)
+        assert options.noise_fraction * options.epochs == pytest.approx(recipe.noise_epochs or 0)
+        if noise is not None:
+            assert noise.multiplier == recipe.multiplier
+
+
+def test_matched_is_the_multiplier_at_the_rate_of_the_regime():
+    recipe = SMALL["cifar10-small/lb-full-split/rate0.4-lambda0.5-part0.5"]
+    options = recipe.options(0)
+    for rate in (0.1, 0.4, 1.6):
+        values = {**vars(options), "multiplier": "matched"}
+        noise = REGIMES[recipe.regime].noise_at(type(options)(**values), rate)
+        assert noise.multiplier == matched_multiplier(512, 32, rate, 0.1)
+
+
+def test_temperatures_of_recipes():
+    expected = {
+        "cifar10-small/sb/rate0.1": noise_temperature(0.1, 32, momentum=0.9),
+        "cifar10-small/lb/rate0.4": noise_temperature(0.4, 512, momentum=0.9),
+        "cifar10-small/lb-full-split/rate0.4-lambda0.5-part0.5": noise_temperature(
+            0.4, 512, 32, 0.5, 0.9
+        ),
+    }
+    for name, value in expected.items():
+        assert temperatures.temperature(SMALL[name]) == value
+
+
+def test_the_table_against_scipy(tmp_path):
+    full = [0.55, 0.58, 0.57]
+    runs = finished(tmp_path, {"lb": [0.50, 0.52, 0.54], "lb-full-split": full})
+    found = [run.record(print) for run in runs]
+    lines = {line["regime"]: line for line in temperatures.summarize(runs, found)}
+    line = lines["lb-full-split"]
+    assert line["test"] == pytest.approx(100 * np.mean(full))
+    assert line["test_std"] == pytest.approx(100 * np.std(full, ddof=1))
+    assert line["held_out"] == pytest.approx(100 * np.mean(full) - 1)
+    gains = np.array(full) - [0.50, 0.52, 0.54]
+    assert line["gain"] == pytest.approx(100 * gains.mean())
+    assert line["gain_se"] == pytest.approx(100 * stats.sem(gains))
+    paired = stats.ttest_rel(full, [0.50, 0.52, 0.54], alternative="greater").pvalue
+    welch = stats.ttest_ind(full, [0.50, 0.52, 0.54], equal_var=False, alternative="greater")
+    assert line["paired_p"] == pytest.approx(paired)
+    assert line["welch_p"] == pytest.approx(welch.pvalue)
+    assert lines["lb"]["gain"] is None and lines["lb-diagonal-split"]["test"] is None
+    rows = list(csv.DictReader(io.StringIO(temperatures.to_csv(list(lines.values())))))
+    assert [row["regime"] for row in rows] == list(lines)
+
+
+def test_diverged_and_missing_seeds_are_left_out(tmp_path):
+    runs = finished(tmp_path, {"lb": [0.5, 0.6, None], "lb-full-split": [0.7, np.nan, 0.9]})
+    found = [run.record(print) for run in runs]
+    lines = {line["regime"]: line for line in temperatures.summarize(runs, found)}
+    line = lines["lb-full-split"]
+    assert (line["seeds"], line["diverged"], line["test"]) == (2, 1, pytest.approx(80))
+    assert line["gain"] == pytest.approx(20) and line["paired_p"] is None
+    _, rows = temperatures.cells(list(lines.values()))
+    assert any("2 (1 diverged)" in row for row in rows)
+
+
+def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
+    def figure():
+        arguments = ["figure", "temperature", "--tables", str(tmp_path), "--output"]
+        return CliRunner().invoke(app, [*arguments, str(tmp_path / "picture")])
+
+    result = figure()
+    assert result.exit_code == 2 and "no run of small/cifar10-small is finished" in result.stderr
+    assert not (tmp_path / "picture").exists()
+    finished(tmp_path, {"lb": [0.5, 0.6, 0.7], "lb-full-split": [0.7, 0.8, None]})
+    assert figure().exit_code == 0
+    numbers = json.loads((tmp_path / "picture" / "temperature.json").read_text())["numbers"]
+    assert [(line["regime"], line["seeds"]) for line in numbers] == [
+        ("lb", 3),
+        ("lb-full-split", 2),
+    ]
+    assert (tmp_path / "picture" / "temperature.png").stat().st_size > 10_000
+
+
+def test_labels_are_of_small_alone():
+    result = CliRunner().invoke(app, ["table", "2", "--labels", "rate0.4"])
+    assert result.exit_code == 2 and "--labels is an option of table small" in result.stderr
+    result = CliRunner().invoke(app, ["table", "small", "--labels", "rate7"])
+    assert result.exit_code == 2 and "--labels received 'rate7', expected" in result.stderr
