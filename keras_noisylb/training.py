@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_noisylb.batch_check import BatchSizeCheck, LargestBatch
 from keras_noisylb.draws import Draws
 from keras_noisylb.gradients import objective
-from keras_noisylb.gradients.batch import Batch, ghost_size
+from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.kronecker import stored_like
 from keras_noisylb.gradients.labels import label_sampler
 from keras_noisylb.gradients.objective import Objective, call_model
@@ -136,6 +137,8 @@ class NoisyModel(keras.Model):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
+        # Keras' own __setattr__ would make it one of the model's metrics.
+        object.__setattr__(self, "_largest_batch", LargestBatch())
         noisy = find_noisy(self.optimizer)
         if self.optimizer is not None:
             inner = self.optimizer
@@ -169,7 +172,7 @@ class NoisyModel(keras.Model):
     ) -> keras.callbacks.History:
         noisy = find_noisy(self.optimizer)
         if noisy is not None or self.num_microbatches:
-            check = _BatchSizeCheck(noisy, self)
+            check = BatchSizeCheck(noisy, self, self._largest_batch)
             callbacks = [*keras.tree.flatten(callbacks or []), check]
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
@@ -210,7 +213,7 @@ class NoisyModel(keras.Model):
         """
         monitors = [] if metric is None else [metric]
         if self._monitors != monitors:
-            # Keras' own __setattr__ would make it one of the model's metrics for good.
+            # Not by Keras' own __setattr__, as in `compile`.
             object.__setattr__(self, "_monitors", monitors)
             self.train_function = None  # Keras traces the step anew
 
@@ -234,6 +237,7 @@ class NoisyModel(keras.Model):
             labels=None if noisy is None else _labels(noisy.noise, self.loss),
         )
         batch = Batch(x, y, sample_weight)
+        self._largest_batch.update_state(batch.num_examples)
         scale = tf.convert_to_tensor(self.optimizer.scale_loss(1.0))
         parts = Parts(replicas, unit=scale / replicas)
         if noisy is not None:
@@ -330,41 +334,3 @@ def _overflow_everywhere(gradients):
     number = context.all_reduce(tf.distribute.ReduceOp.SUM, overflow)
     poison = tf.where(number > 0, float("nan"), 0.0)
     return [None if g is None else g + tf.cast(poison, g.dtype) for g in gradients]
-
-
-class _BatchSizeCheck(keras.callbacks.Callback):
-    """Refuses a nominal batch size that leaves no noise; looks at the first batch of the data."""
-
-    def __init__(self, noisy, model):
-        super().__init__()
-        self.noisy, self.num_microbatches = noisy, model.num_microbatches or 1
-        self.ghost = ghost_size(model)
-
-    def check(self, batch_size):
-        if batch_size < self.num_microbatches * self.ghost and self.num_microbatches > 1:
-            raise ValueError(
-                f"Microbatches hold whole ghost batches, of {self.ghost} examples. Received: batch "
-                f"size {batch_size}, num_microbatches={self.num_microbatches}. Use at most "
-                f"num_microbatches={max(batch_size // self.ghost, 1)}, or a larger batch."
-            )
-        small = self.noisy and self.noisy.noise.small_batch_size
-        if not small:
-            return
-        accumulated = self.noisy.accumulated
-        if batch_size * accumulated <= small:
-            raise ValueError(
-                "The noise imitates a small batch by a large one, so the batch size of one update "
-                f"must be larger than `small_batch_size`. Received: batch size {batch_size} "
-                f"(times {accumulated} accumulated), small_batch_size={small}. Raise the "
-                "batch size or lower small_batch_size."
-            )
-
-    def on_train_begin(self, logs=None):
-        self.first = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.first:
-            self.first = False
-            loss = next(metric for metric in self.model.metrics if metric.name == "loss")
-            seen = int(keras.ops.convert_to_numpy(loss.count))
-            self.check(-(-seen // self.model.steps_per_execution))

@@ -170,19 +170,6 @@ def test_a_plain_model_raises_at_its_first_step():
         fit(compile_noisy(network()), epochs=1)
 
 
-@pytest.mark.parametrize("form", ["arrays", "dataset", "generator"])
-def test_a_nominal_batch_that_is_not_large_raises(form):
-    model = compile_noisy(nlb.NoisyModel(network()), noise=nlb.DiagonalFisher(20))
-    x, y = images()
-    data = {
-        "arrays": {"x": x, "y": y, "batch_size": 20},
-        "dataset": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(20)},
-        "generator": {"x": ((x[i : i + 20], y[i : i + 20]) for i in range(0, 60, 20))},
-    }[form]
-    with pytest.raises(ValueError, match=r"batch size 20 .*small_batch_size=20"):
-        model.fit(**data, verbose=0)
-
-
 def test_forms_of_data_and_weights():
     x, y = images()
     weight = np.linspace(0, 2, len(x)).astype("float32")
