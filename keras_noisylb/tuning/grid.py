@@ -11,11 +11,8 @@ class GridSearch(keras_tuner.GridSearch):
     KerasTuner 1.4 keeps the trials, but not the order in which its oracle walks through the grid,
     so that its own search ends in a `KeyError` where it should go on
     (https://github.com/keras-team/keras-tuner/issues/1055). Here the order is found again from
-    the trials. For searches over anything, not only over a `NoisyHyperModel`.
-
-    Args:
-        *args: those of `keras_tuner.GridSearch`.
-        **kwargs: likewise.
+    the trials. For searches over anything, not only over a `NoisyHyperModel`. The arguments are
+    those of `keras_tuner.GridSearch`.
 
     Example:
     ```python
