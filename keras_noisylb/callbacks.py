@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_noisylb.optimizer import find_noisy
+from keras_noisylb.updates import updates_in
 
 
 class NoiseTermination(keras.callbacks.Callback):
@@ -50,8 +51,8 @@ class NoiseTermination(keras.callbacks.Callback):
         if steps is not None:
             # Anew in every epoch, from counts alone: a BatchChange changes the number of steps.
             batches = int(keras.ops.convert_to_numpy(noisy.inner_optimizer._iterations))
-            end = batches - epoch * steps + self.fraction * (epochs * steps)
+            end = batches - epoch * steps + updates_in(self.fraction, epochs * steps)
             noisy.noise_steps = max(math.ceil(end / noisy.accumulated), 0)
-        elif epoch >= self.fraction * epochs and not self._ended:
+        elif epoch >= updates_in(self.fraction, epochs) and not self._ended:
             noisy.noise_steps = int(keras.ops.convert_to_numpy(noisy.iterations))
             self._ended = True

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -6,7 +7,8 @@ import numpy as np
 import pytest
 from noisylb.options import Options
 
-from keras_noisylb import data, models
+from keras_noisylb import data, models, step
+from keras_noisylb.gradients import accumulate
 from keras_noisylb.models import MLP
 from keras_noisylb.noise import DiagonalFisher
 from keras_noisylb.paper import compare, records, runs, splits
@@ -278,8 +280,49 @@ def test_batch_change_is_small_first(tmp_path):
     summary = compare.compare(chosen)
     assert summary["batch-change"]["steps"] == 2 * 10 + 2 * 3
     rate = runs.schedule(REGIMES["batch-change"], 0.4, chosen, 100)
-    found = [float(rate(step)) for step in (1, 20, 21, 23, 24, 26)]
-    np.testing.assert_allclose(found, [0.02, 0.02, 0.04, 0.04, 0.004, 0.004], rtol=1e-5)
+    found = [float(rate(step)) for step in range(26)]
+    np.testing.assert_allclose(found, [0.02] * 20 + [0.04] * 3 + [0.004] * 3, rtol=1e-5)
+
+
+def test_every_update_has_the_rate_of_its_batch(tmp_path):
+    chosen = options(
+        tmp_path, regimes="batch-change", epochs=5, noise_fraction=0.4, learning_rate="sb=0.02"
+    )
+    regime, seen = REGIMES["batch-change"], []
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model, _ = runs.compiled(network, regime, 0.4, chosen, 100, 0)
+
+    def note(batch, logs):
+        seen.append(float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)))
+
+    regime.batch_change(chosen).fit(
+        model, np.ones((100, 2)), np.zeros(100), epochs=5, verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_begin=note)],
+    )  # fmt: skip
+    # 2 epochs of 10 small batches, 3 of 3 large ones; decays at epochs 2.5 and 3.75, rounded down.
+    expected = [0.02] * 20 + [0.4] + [0.04] * 4 + [0.004] * 4
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+
+
+def test_large_batches_of_a_change_are_computed_in_chunks(tmp_path, monkeypatch):
+    seen = []
+
+    def compute(objective, batch, statistic, draws, num_chunks):
+        seen.append(num_chunks)
+        return accumulate.compute(objective, batch, statistic, draws, num_chunks)
+
+    monkeypatch.setattr(step, "compute", compute)
+    # Ghosts of the small batch's size: it could not be cut.
+    changes = {"regimes": "batch-change", "normalization": "ghost", "noise_fraction": 0.67}
+    whole, parts = (options(tmp_path, output=str(tmp_path / n), **changes) for n in ("a", "b"))
+    compare.compare(whole)
+    assert seen == []
+    compare.compare(dataclasses.replace(parts, num_microbatches=2))
+    assert set(seen) == {2}
+    a, b = (load(tmp_path / n / "batch-change-seed0" / "history.json") for n in ("a", "b"))
+    assert len(a["batch_loss"]) == 2 * 10 + 3
+    assert a["batch_loss"][:20] == b["batch_loss"][:20]
+    np.testing.assert_allclose(a["batch_loss"], b["batch_loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("regime", ["batch-change", "lb-kfac"])

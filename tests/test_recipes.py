@@ -137,9 +137,9 @@ def test_batch_change_is_one_schedule():
     assert regime.batch_change(options).change_epoch == 50
     schedule = runs.schedule(regime, rate, options, 50_000)
     small = 50 * 391
-    steps = [0, small, small + 1, small + 50 * 13 + 1, small + 100 * 13 + 1]
+    steps = [0, *(small + epochs * 13 - before for epochs in (0, 50, 100) for before in (1, 0))]
     rates = [float(schedule(step)) for step in steps]
-    np.testing.assert_allclose(rates, [0.1, 0.1, 1.6, 0.16, 0.016], rtol=1e-5)
+    np.testing.assert_allclose(rates, [0.1, 0.1, 1.6, 1.6, 0.16, 0.16, 0.016], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)

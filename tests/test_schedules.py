@@ -1,9 +1,13 @@
+import math
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling
+from keras_noisylb.updates import updates_in
 
 
 def reference(step, learning_rate, warmup_steps, decay_steps, decay_factor):
@@ -82,3 +86,11 @@ def test_scaling_rules():
         assert rule(0.1, 64, 64) == 0.1
         with pytest.raises(ValueError, match="batch_size=0"):
             rule(0.1, 0, 64)
+
+
+def test_updates_in_a_part_of_a_training():
+    cases = [(percent, total) for percent in range(101) for total in (*range(40), 100, 391, 19550)]
+    for percent, total in cases:
+        exact = math.ceil(Fraction(percent, 100) * total)
+        assert updates_in(percent / 100, total) == exact
+    assert any(math.ceil(p / 100 * n) > math.ceil(Fraction(p, 100) * n) for p, n in cases)

@@ -219,6 +219,22 @@ def test_noise_termination(fraction, expected):
     assert model.optimizer.noise_steps == max(12 - 6 + expected, 0)
 
 
+def test_noise_termination_is_not_late_by_a_rounding_error():
+    model, termination = compile_noisy(nlb.NoisyModel(network())), nlb.NoiseTermination(0.07)
+    termination.set_model(model)
+    assert 0.07 * 100 > 7
+    termination.set_params({"epochs": 10, "steps": 10})
+    termination.on_epoch_begin(0)
+    assert model.optimizer.noise_steps == 7
+    model.optimizer.noise_steps = None
+    termination.set_params({"epochs": 100, "steps": None})
+    termination.on_train_begin()
+    for epoch in range(8):
+        assert model.optimizer.noise_steps is None
+        termination.on_epoch_begin(epoch)
+    assert model.optimizer.noise_steps == 0  # as many as were made
+
+
 def test_noisy_gradients_in_a_custom_loop():
     model, loss = (
         network(norm=False, dropout=0.0),

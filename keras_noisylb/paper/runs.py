@@ -13,6 +13,7 @@ from keras_noisylb.paper import records
 from keras_noisylb.schedules import WarmupStepDecay
 from keras_noisylb.seeds import seed_states
 from keras_noisylb.training import NoisyModel
+from keras_noisylb.updates import updates_in
 
 HISTORY = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": [], "noise_steps": 0}
 RECORD = (
@@ -142,14 +143,21 @@ def schedule(regime, learning_rate, options, num_examples):
         A Keras schedule.
     """
     change = regime.batch_change(options)
-    steps = change.updates(num_examples, options.epochs)
+
+    def update(epoch):
+        """The first update from an epoch on, which may be a part of one."""
+        whole = math.floor(epoch)
+        before, after = (change.updates(num_examples, number) for number in (whole, whole + 1))
+        return before + math.floor((epoch - whole) * (after - before))
+
+    decays = [options.epochs / 2, options.epochs * 3 / 4]
     if regime.batch != "change":
-        warmup = round(options.warmup_fraction * steps)
-        return WarmupStepDecay(learning_rate, warmup, [steps // 2, steps * 3 // 4], 0.1)
-    epochs = [change.change_epoch, options.epochs // 2, options.epochs * 3 // 4]
-    ends = [change.updates(num_examples, max(epoch, change.change_epoch)) for epoch in epochs]
+        warmup = round(options.warmup_fraction * update(options.epochs))
+        return WarmupStepDecay(learning_rate, warmup, map(update, decays), 0.1)
+    ends = [update(max(epoch, change.change_epoch)) for epoch in (change.change_epoch, *decays)]
     rates = [options.learning_rates["sb"], *(learning_rate * f for f in (1.0, 0.1, 0.01))]
-    return keras.optimizers.schedules.PiecewiseConstantDecay(ends, rates)
+    # Keras' boundaries are the last steps of their rates, not the first of the next.
+    return keras.optimizers.schedules.PiecewiseConstantDecay([end - 1 for end in ends], rates)
 
 
 def compiled(network, regime, learning_rate, options, num_examples, seed):
@@ -174,7 +182,7 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
     noise_steps, model = 0, network
     if regime.noise is not None:
         steps = regime.batch_change(options).updates(num_examples, options.epochs)
-        noise_steps = math.ceil(options.noise_fraction * steps)
+        noise_steps = updates_in(options.noise_fraction, steps)
         optimizer = NoisyOptimizer(
             optimizer,
             regime.noise_at(options, learning_rate),
@@ -182,7 +190,7 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
             placement=options.placement,
             seed=seed,
         )
-    if regime.batch == "large" and (regime.noise is not None or options.num_microbatches):
+    if regime.batch != "small" and (regime.noise is not None or options.num_microbatches):
         model = NoisyModel(network, options.num_microbatches)
     model.compile(
         optimizer=optimizer,
@@ -261,11 +269,20 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
     history["noise_steps"] = noise_steps
     done = len(history["epochs"])
     journal = Journal(folder, history, lambda size: data.batches(size, seed, options.augment))
+
+    def batches(size):
+        if regime.batch == "change" and options.num_microbatches:
+            # Only the large batches need chunks. Keras traces the step anew for them.
+            large = size == options.large_batch_size
+            model.num_microbatches = options.num_microbatches if large else None
+            model.train_function = None
+        return journal.data(size)
+
     evaluation = {"batch_size": 1000, "verbose": 0}
     if done < options.epochs:
         regime.batch_change(options).fit(
             model,
-            journal.data,
+            batches,
             shuffle=False,  # of the order of the batches: `batches` has shuffled the examples
             epochs=options.epochs,
             initial_epoch=done,

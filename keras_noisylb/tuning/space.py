@@ -16,6 +16,7 @@ from keras_noisylb.noise import (
     Noise,
 )
 from keras_noisylb.schedules import WarmupStepDecay
+from keras_noisylb.updates import updates_in
 
 # A value, a list or tuple of choices, or a function of the trial's `HyperParameters`.
 Part = Any | list[Any] | tuple[Any, ...] | Callable[[keras_tuner.HyperParameters], Any]
@@ -108,8 +109,8 @@ def learning_rate_of(chosen: dict[str, Any], updates: int) -> WarmupStepDecay:
     """
     return WarmupStepDecay(
         chosen["learning_rate"],
-        warmup_steps=math.ceil(chosen["warmup_fraction"] * updates),
-        decay_steps=[math.ceil(fraction * updates) for fraction in DECAYS],
+        warmup_steps=updates_in(chosen["warmup_fraction"], updates),
+        decay_steps=[updates_in(fraction, updates) for fraction in DECAYS],
         decay_factor=chosen["decay_factor"],
     )
 
