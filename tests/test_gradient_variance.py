@@ -391,3 +391,24 @@ def test_documented_examples(problem, capsys):
             exec("\n".join(line.strip() for line in code.splitlines()), names)
     assert "examples, between" in capsys.readouterr().out
     assert doctest.testmod(critical).failed == 0
+
+
+@pytest.mark.parametrize("loss", ["mse", mse, keras.losses.MeanSquaredError])
+def test_weighted_examples(loss, problem):
+    model, x, y = problem
+    loss = loss() if isinstance(loss, type) else loss  # in float64
+    weights = np.arange(30) / 10
+    data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(5)
+    found = critical_batch_size(model, loss, data, confidence=0.5, verbose=0)
+    rows = [
+        flat(batch_gradient(model, lambda t, p, w=w: w * mse(t, p), x[r], y[r]))
+        for r, w in zip(np.arange(30).reshape(6, 5), weights.reshape(6, 5), strict=True)
+    ]
+    assert found.trace == pytest.approx(5 * np.var(rows, axis=0, ddof=1).sum(), 1e-10)
+
+
+def test_a_mean_cannot_be_weighted(problem):
+    model, x, y = problem
+    data = tf.data.Dataset.from_tensor_slices((x, y, np.ones(30))).batch(5)
+    with pytest.raises(ValueError, match="one number for a batch.*cannot be weighted"):
+        critical_batch_size(model, lambda t, p: tf.reduce_mean(mse(t, p)), data, verbose=0)

@@ -53,8 +53,12 @@ class MeanLoss:
         Raises:
             ValueError: if the loss gives neither one number nor numbers for each example.
         """
-        weights = () if sample_weight is None else (sample_weight,)
-        value = self.loss(y, y_pred, *weights)
+        if sample_weight is None:
+            value = self.loss(y, y_pred)
+        elif isinstance(self.loss, keras.losses.Loss):
+            value = self.loss(y, y_pred, sample_weight)
+        else:
+            value = self._weighted(y, y_pred, sample_weight)
         examples = keras.tree.flatten(y_pred)[0].shape[0]
         # Where the number of examples is unknown, so must be the number of their losses.
         if not tf.is_tensor(value) or (value.shape.rank and value.shape[0] not in {examples, None}):
@@ -66,6 +70,18 @@ class MeanLoss:
         if getattr(self.loss, "reduction", None) == "sum":
             value /= tf.cast(tf.shape(keras.tree.flatten(y_pred)[0])[0], value.dtype)
         return tf.reduce_mean(value)
+
+    def _weighted(self, y, y_pred, sample_weight):
+        value = self.loss(y, y_pred)
+        if not value.shape.rank:
+            raise ValueError(
+                "`loss` is a function that gives one number for a batch, so its examples cannot be "
+                "weighted. Have it give losses with the examples first, or drop the weights. "
+                f"Received: {value!r}"
+            )
+        weights = tf.cast(sample_weight, value.dtype)
+        ones = tf.ones(value.shape.rank - weights.shape.rank, "int32")
+        return value * tf.reshape(weights, tf.concat([tf.shape(weights), ones], axis=0))
 
 
 def check_model(model, dataset):
