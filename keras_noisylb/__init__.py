@@ -15,6 +15,7 @@ if _backend != "tensorflow":
     )
 
 from keras_noisylb import data, diagnostics, gradients, models, noise, quadratic, schedules
+from keras_noisylb.advise import advise
 from keras_noisylb.batch_change import BatchChange
 from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
@@ -47,6 +48,7 @@ __all__ = [
     "NoisyOptimizer",
     "noisy_gradients",
     "report",
+    "advise",
     # noises
     "DiagonalFisher",
     "FisherTrace",

@@ -70,6 +70,12 @@ def test_tuning_searches():
     assert int(names["model"].optimizer.iterations) == updates
 
 
+def test_advice_on_your_own_problem():
+    advice = run("your_problem", (("updates=200", "updates=10"),))["advice"]
+    assert advice.updates == (1, 10)
+    assert advice.early.lower < advice.early.value < advice.early.upper
+
+
 def test_diagnostics_prints_a_critical_batch_size():
     found = run("diagnostics", (("x[:1024], y[:1024]", "x[:64], y[:64]"), ("draws=20", "draws=3")))[
         "found"

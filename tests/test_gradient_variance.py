@@ -410,5 +410,5 @@ def test_weighted_examples(loss, problem):
 def test_a_mean_cannot_be_weighted(problem):
     model, x, y = problem
     data = tf.data.Dataset.from_tensor_slices((x, y, np.ones(30))).batch(5)
-    with pytest.raises(ValueError, match="one number for a batch.*cannot be weighted"):
+    with pytest.raises(ValueError, match=r"one number for a batch.*cannot be weighted"):
         critical_batch_size(model, lambda t, p: tf.reduce_mean(mse(t, p)), data, verbose=0)

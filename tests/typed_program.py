@@ -11,6 +11,7 @@ import numpy as np
 
 import keras_noisylb as nlb
 from keras_noisylb import callbacks, data, diagnostics, gradients, models, noise, quadratic, tuning
+from keras_noisylb.advice import Advice
 from keras_noisylb.data import DatasetInfo
 from keras_noisylb.gradients import LayerRule
 from keras_noisylb.quadratic import ConvergenceBound, Quadratic
@@ -122,6 +123,15 @@ def before_a_run(model: keras.Model) -> None:
     assert_type(report.num_microbatches, int | None)
     assert_type(report.gibibytes, float | None)
     assert_type(str(report), str)
+
+
+def advised(model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
+    advice = assert_type(nlb.advise(model, x, y, batch_size=64, highest_rate="measure"), Advice)
+    assert_type(advice.largest_batch_size, int)
+    assert_type(advice.late, diagnostics.CriticalBatchSize)
+    assert_type(advice.multiplier, float | None)
+    assert_type(nlb.matched_multiplier(4096, 128, 1.6, small_learning_rate=0.1), float)
+    assert_type(nlb.noise_temperature(0.1, batch_size=128, momentum=0.9), float)
 
 
 def statistics(model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
