@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import keras
 import tensorflow as tf
@@ -17,7 +18,10 @@ from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 from keras_noisylb.gradients.vectorized import check_supported
 from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import not_negative
+from keras_noisylb.schedules import matched_multiplier, noise_temperature, peak
 from keras_noisylb.types import Nested
+
+HOT = 4  # times the temperature of the small batch, beyond which a noise is warned of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,7 @@ def report(
     batch_size: int,
     x: Nested = None,
     memory: float | None = None,
+    small_learning_rate: float | None = None,
 ) -> Report:
     """Say, layer by layer, what a noise will do on a model, without running it.
 
@@ -100,19 +105,28 @@ def report(
     estimate is three times what the operations need one after the other: processes were measured to
     take 1.4 to 2.7 times that. Weights, optimizer state and the program itself come on top.
 
+    With `small_learning_rate`, a note compares the temperature of the training with that of the
+    small batch which the noise imitates, and names the matched multiplier. It is that of
+    `noise_temperature` at the peak of the rate that the model is compiled with. More than 4 times
+    as hot is warned of.
+
     Args:
         model: a built Keras model.
         noise: the noise.
         batch_size: examples of one batch on one device.
         x: example inputs (nested arrays), needed where the model has no Input layer.
         memory: GiB that a step may take.
+        small_learning_rate: the peak rate that suits SGD with batches of the noise's
+            `small_batch_size`, at the same momentum.
 
     Returns:
         A `Report`.
 
     Raises:
         ValueError: if the noise cannot be computed for the model, the shapes of the inputs are not
-            known, or `memory` is negative, or asked for with the vectorized_map engine.
+            known, or `memory` is negative, or asked for with the vectorized_map engine; for
+            `small_learning_rate`, if it is not positive, the noise imitates no small batch, or the
+            model is not compiled with SGD.
 
     Example:
     ```python
@@ -121,6 +135,9 @@ def report(
     """
     if memory is not None:
         not_negative("memory", memory, "the GiB that a step may take")
+    heat = None
+    if small_learning_rate is not None:
+        heat = _heat(model, noise, batch_size, small_learning_rate)
     specs = _specs(model, x)
     obstacles = ()
     engine, conv = getattr(noise, "engine", None), getattr(noise, "conv", None)
@@ -164,6 +181,8 @@ def report(
         )
         plain, total = plain + step, total + step + extra
     notes = _notes(model, noise, batch_size, obstacles)
+    if heat is not None:
+        notes.append(heat)
     megabytes = sum(row.megabytes for row in rows)
     number = gibibytes = None
     if memory is not None:
@@ -199,6 +218,37 @@ def _fit(model, noise, specs, batch_size, memory, vectorized):
     else:
         note = f"num_microbatches={number} keeps a step within {memory:g} GiB: {taken:.2f} GiB."
     return number, taken, note
+
+
+def _heat(model, noise, batch_size, small_learning_rate):
+    """A sentence on the temperature with the noise; warns where it is far too high."""
+    optimizer, small = getattr(model, "optimizer", None), noise.small_batch_size
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    if not isinstance(optimizer, keras.optimizers.SGD):
+        raise ValueError(
+            "`small_learning_rate` compares temperatures, which are those of SGD: compile the "
+            f"model with keras.optimizers.SGD first. Received: {type(optimizer).__name__}"
+        )
+    if not small:
+        raise ValueError(
+            "`small_learning_rate` is that of the small batch which the noise imitates, and "
+            f"{type(noise).__name__} imitates none. Leave it out."
+        )
+    rate, momentum = peak(optimizer), optimizer.momentum
+    ours = noise_temperature(rate, batch_size, small, noise.multiplier, momentum)
+    ratio = ours / noise_temperature(small_learning_rate, small, momentum=momentum)
+    matched = matched_multiplier(batch_size, small, rate, small_learning_rate)
+    note = (
+        f"At the rate {rate:g} the training is {ratio:.2g} times as hot as with batches of {small} "
+        f"at {small_learning_rate:g}. The matched multiplier is {matched:.2f}; the noise has "
+        f"{noise.multiplier:g}."
+    )
+    if getattr(noise, "conv", "exact") == "uncorrelated":
+        note += " In convolutions, A.5's formula has less variance than that."
+    if ratio > HOT:
+        warnings.warn(note, stacklevel=3)
+    return note
 
 
 def _inputs(model):

@@ -225,6 +225,23 @@ def matched_multiplier(
     return (max(wanted, 0.0) / (1 / small_batch_size - 1 / large_batch_size)) ** 0.5
 
 
+def peak(optimizer: keras.optimizers.Optimizer) -> float:
+    """The learning rate of an optimizer; of a schedule, its peak, looked for in steps of a tenth.
+
+    Args:
+        optimizer: one of Keras'.
+
+    Returns:
+        A float.
+    """
+    rate = optimizer.get_config()["learning_rate"]
+    if not isinstance(rate, dict):
+        return float(rate)
+    schedule = keras.saving.deserialize_keras_object(rate)
+    steps = {0, *(round(1.1**k) for k in range(200))}
+    return max(float(schedule(step)) for step in steps)
+
+
 def _positive(**values):
     for name, value in values.items():
         if not 0 < value < float("inf"):

@@ -1,11 +1,15 @@
 """Temperatures against the exact stationary loss of the quadratic, momentum included."""
 
+import warnings
+
+import keras
 import numpy as np
 import pytest
 
+import keras_noisylb as nlb
 from keras_noisylb import matched_multiplier, noise_temperature
 from keras_noisylb.quadratic import Quadratic
-from keras_noisylb.schedules import linear_scaling, sqrt_scaling
+from keras_noisylb.schedules import linear_scaling, peak, sqrt_scaling
 
 SMALL, LARGE, RATE = 32, 512, 0.01
 CURVATURES = np.array([0.05, 0.1, 0.2])  # slow: RATE * curvature is far below 1, also at LARGE
@@ -117,3 +121,49 @@ def test_limits():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def compiled(optimizer):
+    model = nlb.NoisyModel(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    model.compile(optimizer, loss="mse")
+    return model
+
+
+def test_report_warns_of_a_noise_that_is_too_hot():
+    rate, momentum = linear_scaling(RATE, LARGE, SMALL), 0.9
+    for multiplier, optimizer in ((1.0, lambda o, noise: o), (0.1, nlb.NoisyOptimizer)):
+        noise = nlb.FullFisher(SMALL, multiplier=multiplier)
+        model = compiled(optimizer(keras.optimizers.SGD(rate, momentum=momentum), noise))
+        expected = noise_temperature(rate, LARGE, SMALL, multiplier) / noise_temperature(
+            RATE, SMALL
+        )
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            notes = nlb.report(model, noise, LARGE, small_learning_rate=RATE).notes
+        (note,) = [note for note in notes if "times as hot" in note]
+        assert f"{expected:.2g} times as hot as with batches of {SMALL} at {RATE:g}" in note
+        assert "The matched multiplier is 0.00;" in note
+        assert [str(warning.message) for warning in found] == [note] * (expected > 4)
+    assert not any("hot" in note for note in nlb.report(model, noise, LARGE).notes)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "noise", "message"),
+    [
+        ("adam", nlb.FullFisher(SMALL), "compile the model with keras.optimizers.SGD"),
+        ("sgd", nlb.Isotropic(0.1), "Isotropic imitates none"),
+    ],
+)
+def test_report_knows_no_temperature_of(optimizer, noise, message):
+    with pytest.raises(ValueError, match=message):
+        nlb.report(compiled(optimizer), noise, LARGE, small_learning_rate=RATE)
+
+
+def test_the_peak_of_a_schedule():
+    schedules = keras.optimizers.schedules
+    for schedule, expected in (
+        (0.3, 0.3),
+        (nlb.WarmupStepDecay(0.4, warmup_steps=600, decay_steps=(1000,)), 0.4),
+        (schedules.ExponentialDecay(0.2, 100, 0.5), 0.2),
+    ):
+        assert peak(keras.optimizers.SGD(schedule)) == pytest.approx(expected)
