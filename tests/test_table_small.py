@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from noisylb import app
 from noisylb.protocol import WHOLE, Recipe
-from noisylb.small import POINTS, SMALL
+from noisylb.small import POINTS, RESNET8, SMALL, heated
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -53,9 +53,22 @@ def test_recipes_can_be_trained():
         assert rate == recipe.learning_rate
         noise = regime.noise_at(options, rate)
         assert (noise is None) == (recipe.multiplier is None)
-        assert options.noise_fraction * options.epochs == pytest.approx(recipe.noise_epochs or 0)
+        epochs = recipe.noise_epochs or recipe.small_epochs or 0
+        assert options.noise_fraction * options.epochs == pytest.approx(epochs)
         if noise is not None:
             assert noise.multiplier == recipe.multiplier
+
+
+def test_the_search_is_the_same_effort_for_every_regime():
+    found = {}
+    for recipe in POINTS["cifar10-small-search"]:
+        found.setdefault((recipe.regime, recipe.conv), []).append(recipe)
+    assert {len(recipes) for recipes in found.values()} == {8} and len(found) == 9
+    matched = matched_multiplier(512, 32, 0.4, RESNET8["small_learning_rate"])
+    assert heated(RESNET8, 0.4, 1) == pytest.approx(matched, abs=0.005)
+    assert heated(RESNET8, 3.2, 1) == 0 < heated(RESNET8, 3.2, 4)
+    rows = {recipe.row for recipe in plan.cells("small", WHOLE)}
+    assert rows == {"cifar10-small"}  # the others are longer, and are asked for
 
 
 def test_matched_is_the_multiplier_at_the_rate_of_the_regime():

@@ -5,16 +5,19 @@ so. Choices are made by the accuracy on training images that are held out; the t
 report.
 """
 
+import random
+
 from noisylb.protocol import Recipe
 
 SEEDS = (0, 1, 2, 3, 4)
 
 
-def label(rate, multiplier, noise_fraction, decay, default_decay):
+def label(rate, conv, multiplier, noise_fraction, decay, default_decay):
     """The label of a recipe.
 
     Args:
         rate: peak learning rate.
+        conv: formula for convolutions, which is named where it is A.5's.
         multiplier: λ, or `None` without noise.
         noise_fraction: the part of the training with noise, likewise.
         decay: weight decay.
@@ -24,6 +27,8 @@ def label(rate, multiplier, noise_fraction, decay, default_decay):
         A string that can be a folder's name.
     """
     parts = [f"rate{rate:g}"]
+    if conv == "uncorrelated":
+        parts.insert(0, "a5")
     if multiplier is not None:
         parts.append(f"lambda{multiplier:g}")
     if noise_fraction is not None:
@@ -33,7 +38,7 @@ def label(rate, multiplier, noise_fraction, decay, default_decay):
     return "-".join(parts)
 
 
-def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=None):
+def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=None, conv=None):
     """A recipe of a setting.
 
     Args:
@@ -43,6 +48,7 @@ def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=Non
         multiplier: λ of the noise; `None` without noise.
         noise_fraction: the part of the training with noise, or with small batches in batch-change.
         decay: weight decay; `None` for the setting's.
+        conv: formula for convolutions; `None` for the exact one.
 
     Returns:
         A `Recipe`.
@@ -54,13 +60,12 @@ def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=Non
     own = dict(setting)
     if "split" in regime:
         own["estimator"] = "split"
-    if regime == "lb-diagonal-a5":
-        own["conv"] = "uncorrelated"
     if regime == "lb-kfac":
         own["damping"] = 0.01
+    name = label(rate, conv, multiplier, noise_fraction, decay, setting["weight_decay"])
     return Recipe(**own | times | {
         "regime": regime, "learning_rate": rate, "multiplier": multiplier, "weight_decay": decay,
-        "label": label(rate, multiplier, noise_fraction, decay, setting["weight_decay"]),
+        "conv": conv, "label": name,
     })  # fmt: skip
 
 
@@ -88,11 +93,86 @@ def setting(row, model, dataset, epochs, small, large, **more):
     }  # fmt: skip
 
 
+def heated(setting, rate, factor):
+    """The multiplier of full noise at which LB is so many times as hot as SB; 0 if it is by itself.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+        rate: peak learning rate of LB.
+        factor: T(LB + noise) / T(SB), as in docs/how_much_noise.md.
+
+    Returns:
+        A float of two digits after the point.
+    """
+    small, large = 1 / setting["small_batch_size"], 1 / setting["large_batch_size"]
+    wanted = factor * setting["small_learning_rate"] * small / rate - large
+    return round((max(wanted, 0) / (small - large)) ** 0.5, 2)
+
+
+def search(setting, regime, number, conv=None, larger=1):
+    """Recipes of a regime at random: rate, weight decay, temperature and length of the noise.
+
+    The seed is the regime's name, so the recipes are always the same.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+        regime: name of a regime.
+        number: how many recipes.
+        conv: formula for convolutions.
+        larger: factor of the multiplier, for a noise whose variance is not the whole one.
+
+    Returns:
+        List of `Recipe`, all different.
+    """
+    draw, found = random.Random(f"{regime} {conv}"), {}
+    rates = SMALL_RATES if regime == "sb" else LARGE_RATES
+    while len(found) < number:
+        rate, decay = draw.choice(rates), draw.choice(DECAYS)
+        factor, part = draw.choice(FACTORS), draw.choice(PARTS)
+        if regime in {"sb", "lb"}:
+            factor = part = None
+        elif regime == "batch-change":
+            factor = None
+        multiplier = factor and round(larger * heated(setting, rate, factor), 2)
+        if multiplier == 0:  # LB is hotter than that without noise
+            continue
+        recipe = point(setting, regime, rate, multiplier, part, decay, conv)
+        found[recipe.label] = recipe
+    return list(found.values())
+
+
+SMALL_RATES = (0.025, 0.05, 0.1, 0.2)
+LARGE_RATES = (0.2, 0.4, 0.8, 1.6, 3.2)
+DECAYS = (2.5e-4, 5e-4, 1e-3, 2e-3)
+FACTORS, PARTS = (0.5, 1, 2), (0.25, 0.5, 1)
+
 RESNET8 = setting(
     "cifar10-small", "resnet8", "cifar10", 150, 32, 512,
     train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.1,
 )  # fmt: skip
 FULL, DIAGONAL = "lb-full-split", "lb-diagonal-split"
+SEARCHED = RESNET8 | {"row": "cifar10-small-search"}
+REGIMES = ("sb", "lb", "lb-trace", "lb-diagonal", DIAGONAL, FULL, "lb-kfac", "batch-change")
+TRIALS = 8  # of each regime
+
+
+def variants(setting):
+    """The recipes in which a setting is compared with the first one.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+
+    Returns:
+        List of `Recipe`.
+    """
+    return [
+        point(setting, "sb", 0.1),
+        point(setting, "lb", 0.4),
+        point(setting, FULL, 0.4, 0.5, 0.5),
+        point(setting, DIAGONAL, 0.4, 0.5, 0.5),
+        point(setting, "lb", 1.6),
+    ]
+
 
 POINTS = {
     "cifar10-small": [
@@ -112,6 +192,14 @@ POINTS = {
         point(RESNET8, DIAGONAL, 0.4, 0.25, 0.5),
         point(RESNET8, FULL, 0.4, 0.5, 1.0),
         point(RESNET8, DIAGONAL, 0.4, 0.5, 1.0),
+    ],
+    "cifar10-small-search": [
+        recipe for regime in REGIMES for recipe in search(SEARCHED, regime, TRIALS)
     ]
+    + search(SEARCHED, "lb-diagonal", TRIALS, "uncorrelated", larger=4),
+    "cifar10-small-augmented": variants(
+        RESNET8 | {"row": "cifar10-small-augmented", "augment": True}
+    ),
+    "cifar10-small-32": variants(RESNET8 | {"row": "cifar10-small-32", "pool": None}),
 }
 SMALL = {recipe.name: recipe for recipes in POINTS.values() for recipe in recipes}

@@ -21,7 +21,10 @@ TABLE = Annotated[
         metavar="2|3|small",
     ),
 ]
-ROWS = Annotated[str | None, typer.Option(help="Rows, separated by commas (all).")]
+ROWS = Annotated[
+    str | None,
+    typer.Option(help="Rows, separated by commas (all; of small the first, cifar10-small)."),
+]
 REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas (all).")]
 LABELS = Annotated[
     str | None, typer.Option(help="Labels of the recipes of small, separated by commas (all).")

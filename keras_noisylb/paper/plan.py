@@ -160,8 +160,8 @@ def cells(table, preset, rows=None, regimes=None, labels=None):
     Args:
         table: "2", "3" or "small".
         preset: a `Preset`.
-        rows: names of its rows, separated by commas; `None` for all.
-        regimes: names of its regimes, likewise.
+        rows: names of its rows, separated by commas; `None` for all, of "small" for the first.
+        regimes: names of its regimes, likewise; `None` for all.
         labels: labels of the recipes of "small", likewise.
 
     Returns:
@@ -171,7 +171,7 @@ def cells(table, preset, rows=None, regimes=None, labels=None):
         CompareError: if there is no such table, row or regime.
     """
     if table == "small":
-        rows = chosen("--rows", rows, POINTS)
+        rows = chosen("--rows", rows or next(iter(POINTS)), POINTS)
         found = [recipe for row in rows for recipe in POINTS[row]]
         regimes = chosen("--regimes", regimes, dict.fromkeys(r.regime for r in found))
         labels = chosen("--labels", labels, dict.fromkeys(r.label for r in found))
