@@ -176,15 +176,16 @@ class NoisyModel(keras.Model):
             callbacks = [*keras.tree.flatten(callbacks or []), check]
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
-                self._build_metrics(x, y)
+                self._build_state(x, y)
         try:
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self.monitor(None)
 
-    def _build_metrics(self, x, y):
-        # Keras would build them while it traces the first step and then trace it once more, which
-        # takes long for a step with noise. Under a strategy it builds them first by itself.
+    def _build_state(self, x, y):
+        # Keras would build metrics and optimizer while it traces the first step and then trace it
+        # once more, which takes long for a step with noise. Under a strategy it builds them first
+        # by itself.
         if tf.distribute.has_strategy() or y is None:
             return
         x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:1]), (x, y))
@@ -192,6 +193,7 @@ class NoisyModel(keras.Model):
         self.compute_loss(x=x, y=y, y_pred=y_pred)
         self.compute_metrics(x, y, y_pred)
         self.reset_metrics()
+        self.optimizer.build(self.trainable_variables)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluates = True
