@@ -1,5 +1,7 @@
 """Half precision: statistics in float32, and training with every estimator."""
 
+import functools
+
 import keras
 import numpy as np
 import oracle
@@ -64,14 +66,49 @@ def test_squares_are_taken_in_float32(engine, half, rng):
         assert np.linalg.norm(actual - expected) < 0.1 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_trains_in_half_precision(name, half, rng):
-    x, y = data(rng)
-    model = nlb.NoisyModel(network(half))
-    optimizer = nlb.NoisyOptimizer(keras.optimizers.SGD(0.05), noise_of(name), seed=0)
-    model.compile(optimizer, LOSS, jit_compile=False)
+def update(policy, noise, seed=0, eager=True):
+    """How far one update moves the weights."""
+    x, y = data(np.random.default_rng(0))
+    model = nlb.NoisyModel(network(policy))
+    optimizer = nlb.NoisyOptimizer(keras.optimizers.SGD(0.05), noise, seed=seed)
+    model.compile(optimizer, LOSS, jit_compile=False, run_eagerly=eager)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert scaled == (half == "mixed_float16")
-    losses = model.fit(x, y, batch_size=M, epochs=12, shuffle=False, verbose=0).history["loss"]
-    assert losses[-1] < losses[0]
-    assert all(v.dtype == "float32" and np.isfinite(v).all() for v in model.trainable_variables)
+    assert scaled == (keras.config.dtype_policy().name == "mixed_float16")
+    before = oracle.flat(model.trainable_variables)
+    model.fit(x, y, batch_size=M, shuffle=False, verbose=0)
+    return before - oracle.flat(model.trainable_variables)
+
+
+@functools.cache
+def in_float32(name, seed=0):
+    """The update, and the noise in it."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    moved = update("float32", noise_of(name), seed)
+    noise = moved - update("float32", nlb.Isotropic(0.0))
+    keras.config.set_dtype_policy(policy)
+    return moved, noise
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_trains_in_half_precision_as_in_float32(name, half):
+    moved = update(half, noise_of(name), eager=False)
+    expected, noise = in_float32(name)
+    assert np.linalg.norm(moved - expected) < 0.05 * np.linalg.norm(noise)
+    other = update(half, noise_of(name), seed=2)
+    assert np.linalg.norm(other - expected) > np.linalg.norm(noise)
+
+
+def test_off_is_off_in_half_precision(half, rng):
+    """Step for step as Keras trains, scaled losses included."""
+    x, y = data(rng)
+    found = []
+    for noisy in (False, True):
+        model, optimizer = network(half), keras.optimizers.SGD(0.05, momentum=0.9)
+        if noisy:
+            model = nlb.NoisyModel(model)
+            optimizer = nlb.NoisyOptimizer(optimizer, nlb.DiagonalFisher(M_S), noise_steps=0)
+        model.compile(optimizer, LOSS, jit_compile=False)
+        losses = model.fit(x, y, batch_size=M // 2, epochs=4, shuffle=False, verbose=0)
+        found.append([*losses.history["loss"], *oracle.flat(model.weights)])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.01, atol=1e-3)
