@@ -1,5 +1,7 @@
 """What is refused under a distribution strategy, and why it has to be."""
 
+import contextlib
+import os
 import pathlib
 import socket
 import subprocess
@@ -82,16 +84,23 @@ def test_an_overflow_on_one_device_skips_the_update_on_all(two_devices):
         np.testing.assert_array_equal(first.numpy(), second.numpy())
 
 
-def test_keras_cannot_train_with_several_workers():
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            ports.append(str(probe.getsockname()[1]))
+@pytest.fixture
+def reserved_ports():
+    """Two ports that nobody else is given: the sockets stay open, and the workers share them."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for reserved in sockets:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("", 0))
+        yield [str(reserved.getsockname()[1]) for reserved in sockets]
+
+
+def test_keras_cannot_train_with_several_workers(reserved_ports):
     script = pathlib.Path(__file__).with_name("multi_worker_keras.py")
     workers = [
         subprocess.Popen(
-            [sys.executable, script, str(task), *ports],
+            [sys.executable, script, str(task), *reserved_ports],
+            env={**os.environ, "TF_GRPC_REUSE_PORT": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
