@@ -54,6 +54,16 @@ def branched_data(rng, size):
 BRANCHED_LOSS = {"p": "mse", "q": CROSSENTROPY}
 
 
+def miniature(num_classes=10, input_shape=(8, 8, 3), ghost_batch_size=4):
+    """All kinds of layers of the zoo in one small network."""
+    x = inputs = keras.Input(input_shape)
+    x = L.ReLU()(nlb.GhostBatchNormalization(ghost_batch_size)(L.Conv2D(4, 3, use_bias=False)(x)))
+    shortcut = L.ZeroPadding2D(1)(L.MaxPooling2D(2)(x))
+    x = L.Add()([shortcut, L.Conv2D(4, 3, strides=2, padding="same")(L.ZeroPadding2D(2)(x))])
+    x = L.Flatten()(L.AveragePooling2D(2)(x))
+    return keras.Model(inputs, L.Dense(num_classes)(L.Dropout(0.5)(L.ReLU()(L.Dense(5)(x)))))
+
+
 class Subclassed(keras.Model):
     def __init__(self, **options):
         super().__init__(**options)

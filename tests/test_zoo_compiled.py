@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from small_nets import miniature
 
 import keras_noisylb as nlb
 from keras_noisylb.draws import Draws
@@ -32,15 +33,11 @@ NOISES = {
     "multiplicative by example": nlb.Multiplicative(0.1, form="example"),
     "isotropic": nlb.Isotropic(0.1),
 }
-QUICK = {("mlp", "split"), ("mlp", "kfac"), ("lenet", "per_example"), ("resnet8", "split")}
 # What is left of a statistic of XLA's own random numbers is compared by tests/test_noise.py.
 DRAWN = ("true", "weighted", "multiplicative by example")
-
-
 MATRIX = [
-    pytest.param(model, noise, marks=() if (model, noise) in QUICK else pytest.mark.slow)
-    for model in ZOO
-    for noise in NOISES
+    *(("miniature", noise) for noise in ("per_example", "split", "kfac")),
+    *(pytest.param(model, noise, marks=pytest.mark.slow) for model in ZOO for noise in NOISES),
 ]
 
 
@@ -52,9 +49,11 @@ def numbers(structure):
 def test_a_compiled_step_computes_what_the_step_computes(name, noise, float64, rng):
     keras.utils.set_random_seed(1)
     noise = NOISES[noise]
-    shape = (28, 28, 1) if name in {"mlp", "lenet"} else (32, 32, 3)
+    shape = {"miniature": (8, 8, 3), "mlp": (28, 28, 1), "lenet": (28, 28, 1)}.get(
+        name, (32, 32, 3)
+    )
     options = {"num_classes": 10, "input_shape": shape, "ghost_batch_size": M_S}
-    model = nlb.models.get(name)(**options)
+    model = (miniature if name == "miniature" else nlb.models.get(name))(**options)
     for layer in model._flatten_layers():  # a mask of dropout is a random number, too
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0

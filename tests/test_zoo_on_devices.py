@@ -1,10 +1,14 @@
-"""The zoo with ghost batch normalisation under `MirroredStrategy`, by both engines."""
+"""The zoo with ghost batch normalisation under `MirroredStrategy`, by both engines.
+
+The networks themselves are slow: `pytest -m slow tests/test_zoo_on_devices.py`.
+"""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from oracle import on_devices
+from small_nets import miniature
 
 import keras_noisylb as nlb
 
@@ -16,11 +20,10 @@ ESTIMATORS = {
     "weighted": {"estimator": "weighted"},
     "split": {"estimator": "split"},
 }
-QUICK = {("lenet", "vectorized_map"), ("resnet8", "layerwise")}
+ZOO = ("mlp", "lenet", "alexnet", "vgg16", "resnet8", "resnet44")
 MATRIX = [
-    pytest.param(model, way, marks=() if (model, way) in QUICK else pytest.mark.slow)
-    for model in ("mlp", "lenet", "alexnet", "vgg16", "resnet8", "resnet44")
-    for way in ESTIMATORS
+    *(("miniature", engine) for engine in ("vectorized_map", "layerwise")),
+    *(pytest.param(model, way, marks=pytest.mark.slow) for model in ZOO for way in ESTIMATORS),
 ]
 
 
@@ -29,7 +32,8 @@ def trained(name, data, dropout, noise=None):
     keras.utils.set_random_seed(0)
     options = {"input_shape": data[0].shape[1:], "ghost_batch_size": M_S}
     with on_devices(DEVICES).scope():
-        model = nlb.models.get(name)(num_classes=10, **options)
+        build = miniature if name == "miniature" else nlb.models.get(name)
+        model = build(num_classes=10, **options)
         for layer in model._flatten_layers():
             if isinstance(layer, keras.layers.Dropout) and not dropout:
                 layer.rate = 0.0
@@ -50,7 +54,9 @@ def trained(name, data, dropout, noise=None):
 
 @pytest.mark.parametrize(("name", "way"), MATRIX)
 def test_the_zoo_trains_alike_on_all_devices(name, way, float64, rng):
-    shape = (28, 28, 1) if name in {"mlp", "lenet"} else (32, 32, 3)
+    shape = {"miniature": (8, 8, 3), "mlp": (28, 28, 1), "lenet": (28, 28, 1)}.get(
+        name, (32, 32, 3)
+    )
     data = rng.standard_normal((M, *shape)), rng.integers(0, 10, M)
     dropout = way != "split"  # whose halves draw their masks in turn
     plain = trained(name, data, dropout)
