@@ -102,6 +102,7 @@ COPIED = [
 STATELESS = [
     *(nlb.noisy_gradients, nlb.report, nlb.advise, nlb.noise_scale, nlb.replace_batch_norm),
     *(nlb.linear_scaling, nlb.matched_multiplier, nlb.noise_temperature, nlb.sqrt_scaling),
+    nlb.schedules.peak,
     *(nlb.models.get, nlb.models.names),
     *(nlb.gradients.RULES, nlb.gradients.LayerRule),
     *(nlb.gradients.diagonal_fisher, nlb.gradients.per_example_gradients, nlb.gradients.objective),
