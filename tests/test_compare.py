@@ -146,7 +146,7 @@ def test_damaged_file_is_set_aside(tmp_path, capsys, name):
     path = tmp_path / "run" / "lb-seed0" / name
     path.write_text('{"epochs": [')
     again = compare.compare(chosen)
-    assert path.with_name(name + ".corrupt").read_text() == '{"epochs": ['
+    assert path.with_name(name + ".aside").read_text() == '{"epochs": ['
     assert "cannot be read" in capsys.readouterr().out
     assert again["lb"]["train_loss"] == summary["lb"]["train_loss"]
     assert len(load(path.with_name("history.json"))["epochs"]) == 1

@@ -234,14 +234,19 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
     before = tree(tmp_path)
     said.clear()
     assert runs.resume(model, tmp_path, said.append) is None
-    assert said[0].startswith(f"{path} cannot be loaded") and "starts again" in said[0]
-    assert tree(tmp_path) == {p.with_name(f"{p.name}.corrupt"): b for p, b in before.items()}
+    *first, last = said
+    assert len(first) == (path in before)
+    assert all(line.startswith(f"{path} cannot be loaded (") for line in first)
+    history = path.with_name("history.json")
+    assert last.startswith(f"{history} has no checkpoint-0001.keras that can be loaded; it was")
+    assert all(line.endswith("and its run starts again.") for line in said)
+    assert tree(tmp_path) == {p.with_name(f"{p.name}.aside"): b for p, b in before.items()}
 
 
 def test_what_was_set_aside_stays(tmp_path):
     chosen = options(tmp_path, regimes="lb", epochs=1)
     aside = runs.checkpoint(tmp_path / "run" / "lb-seed0", 1)
-    aside = aside.with_name(f"{aside.name}.corrupt")
+    aside = aside.with_name(f"{aside.name}.aside")
     aside.parent.mkdir(parents=True)
     aside.write_bytes(b"mine")
     compare.compare(chosen)

@@ -175,6 +175,18 @@ def test_a_search_of_which_nothing_can_be_scored_says_why(small_row):
     assert found.outcome({"trials": [trial, trial]}) == "best 50.00 % of 2 trials"
 
 
+def test_a_record_of_another_search_is_set_aside(tmp_path):
+    found = search.Search(RECIPES["mnist-mlp/lb"], tmp_path, ("momentum",), 1)
+    record = dict.fromkeys(search.KEYS) | {"config": found.config, "max_trials": 1, "trials": []}
+    path = tmp_path / search.RECORD
+    path.write_text(json.dumps(record))
+    assert found.record(print) == record
+    said, other = [], dataclasses.replace(found, parts=("learning_rate",))
+    assert other.record(said.append) is None
+    assert "parts (there ['momentum'], now ['learning_rate'])" in said[0]
+    assert json.loads(path.with_name(f"{path.name}.aside").read_text()) == record
+
+
 def test_keras_tuner_is_an_extra(tmp_path, small_row, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("keras_noisylb.tuning")]:
         monkeypatch.delitem(sys.modules, name)

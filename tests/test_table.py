@@ -113,11 +113,31 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
     assert [run.folder for run in queue.prepare(runs, said.append)] == [second]
     assert said[0] == (
-        f"{second / 'run.json'} cannot be read; it was renamed to run.json.corrupt and its run "
+        f"{second / 'run.json'} cannot be read; it was renamed to run.json.aside and its run "
         "starts again."
     )
-    assert (second / "run.json.corrupt").read_bytes() == damaged
+    assert (second / "run.json.aside").read_bytes() == damaged
     assert (first / "run.json").read_bytes() == before
+
+
+def test_a_record_of_another_run_is_set_aside(tmp_path, small_row):
+    """One that was copied into the folder of this one, say: it can be read."""
+    run = plan.Run.of(PRESETS["tiny"].scale(small("lb")), 0, tmp_path)
+    run.folder.mkdir(parents=True)
+    other = record(run, 0.5)
+    (run.folder / plan.RUN).write_text(json.dumps(other))
+    said = []
+    assert run.record(said.append) == other and said == []
+    other["config"]["momentum"] = 0.8
+    (run.folder / plan.RUN).write_text(json.dumps(other))
+    assert run.record(said.append) is None
+    path = run.folder / plan.RUN
+    assert said == [
+        f"{path} is of a run with other options: momentum (there 0.8, now 0.9); it was renamed to "
+        "run.json.aside and its run starts again."
+    ]
+    assert json.loads(path.with_name("run.json.aside").read_text()) == other
+    assert [path.name for path in run.folder.iterdir()] == ["run.json.aside"]
 
 
 def test_missing_data_is_said_before_anything_is_written(tmp_path, small_row):
@@ -187,7 +207,7 @@ def test_the_plan():
     assert len(plan.plan("2", PRESETS["quick"], "there")) == 9 * 6 * 3
     assert len(plan.plan("3", PRESETS["quick"], "there", seeds=1)) == 4 * 9
     for arguments, words in (
-        ({"table": "4"}, "TABLE received '4', expected 2 or 3"),
+        ({"table": "4"}, "TABLE received '4', expected 2, 3 or small"),
         ({"rows": "mnist"}, "--rows received 'mnist', expected names of cifar10-vgg16"),
         ({"regimes": ""}, "--regimes received ''"),
         ({"seeds": 0}, "--seeds received 0"),
@@ -207,6 +227,22 @@ def test_a_dry_run_writes_nothing(tmp_path, small_row, monkeypatch):
     hours = sum(1 + estimate.predict(recipe, timing["seconds"]) / 3600 for recipe in scaled)
     assert f"2 runs, about {hours:.1f} h" in result.output and "an abacus" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_the_small_table(tmp_path, monkeypatch):
+    """Its rows are none of Tables 2 and 3."""
+    asked = []
+
+    def ask(job, recipe):
+        asked.append(json.loads(recipe))
+        return json.dumps({"seconds": {"32": 1.0, "128": 4.0}, "device": "an abacus"})
+
+    monkeypatch.setattr(estimate, "ask", ask)
+    arguments = ("--regimes", "lb-full-split", "--output", str(tmp_path / "out"), "--dry-run")
+    result = CliRunner().invoke(app, ["table", "small", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "Nothing was trained." in result.output and not (tmp_path / "out").exists()
+    assert [(recipe["row"], recipe["regime"]) for recipe in asked] == [("cifar10-small", "lb")]
 
 
 def test_the_estimate_is_a_straight_line(capsys):

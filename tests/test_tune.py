@@ -29,7 +29,7 @@ def trained(small_row, monkeypatch):
     """Runs whose accuracy is looked up, and the recipes that were asked for."""
     asked = []
 
-    def train(run, settings, watch):
+    def train(run, settings, watch, stop, jobs):
         recipe = run.recipe
         asked.append(recipe)
         accuracy = FOUND[recipe.regime][recipe.learning_rate][recipe.seeds[0]]
@@ -69,9 +69,27 @@ def test_a_wider_grid_adds_to_what_was_found(tmp_path, trained):
     changed["config"]["momentum"] = 0.8
     path.write_text(json.dumps(changed))
     result = run(tmp_path, "--factors", "1", "--regimes", "lb")
-    assert "is of a recipe that has changed since: left out." in result.output
+    assert f"{path} is of a recipe that was changed or renamed since: left out." in result.output
     written = json.loads((tmp_path / "tiny" / "tuned.json").read_text())
     assert written["rates"] == {f"{ROW}/lb": 0.01, f"{ROW}/lb-diagonal": 0.02}
+
+
+@pytest.mark.parametrize("change", [{"row": "old"}, {"regime": "old"}, {"old_field": 1}])
+def test_records_of_renamed_recipes_are_left_out(tmp_path, trained, change):
+    assert run(tmp_path, "--regimes", "lb").exit_code == 0
+    path = tmp_path / "tiny" / ROW / "lb-rate0.02-seed0" / plan.RUN
+    renamed = tmp_path / "tiny" / "old" / "lb-rate0.02-seed0" / plan.RUN
+    old = json.loads(path.read_text())
+    old["config"] |= change
+    old["metrics"]["test_accuracy"] = 1.0
+    renamed.parent.mkdir(parents=True)
+    renamed.write_text(json.dumps(old))
+    result = run(tmp_path, "--regimes", "lb")
+    assert result.exit_code == 0, result.output
+    assert f"{renamed} is of a recipe that was changed or renamed since: left out." in result.output
+    assert json.loads((tmp_path / "tiny" / "tuned.json").read_text())["rates"] == {
+        f"{ROW}/lb": 0.02
+    }
 
 
 def test_the_table_takes_the_rates(tmp_path, trained):

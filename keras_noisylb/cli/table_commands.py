@@ -261,7 +261,7 @@ def show_plan(runs, console):
         recipe = run.recipe
         if recipe.row not in timings:
             console.print(f"Timing {recipe.row} ...")
-            timings[recipe.row] = time_row(recipe.row)
+            timings[recipe.row] = time_row(recipe)
         finished = run.finished()
         timing = timings[recipe.row]
         whole = predict(recipe, timing["seconds"]) * run.trainings

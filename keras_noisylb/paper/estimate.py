@@ -1,9 +1,8 @@
 """How long a plan will take, from a few timed updates of each row."""
 
+import dataclasses
 import json
 import time
-
-from noisylb.recipes import RECIPES
 
 from keras_noisylb.paper.plan import examples
 from keras_noisylb.paper.queue import ask
@@ -13,18 +12,19 @@ TEST_EXAMPLES = 10_000  # looked at after every epoch, forward only: a third of 
 NOISE = {"lb-diagonal": 0.4, "lb-trace": 0.4, "lb-kfac": 0.5}
 
 
-def time_row(row):
+def time_row(recipe):
     """Time updates of a row's network, without noise and on random images.
 
     Args:
-        row: its name.
+        recipe: a `Recipe` of the row.
 
     Returns:
         Dictionary with "seconds", of batch size to seconds of an update, "start", about the seconds
         that a process takes before its training, and "device".
     """
     began = time.perf_counter()
-    answer = json.loads(ask("time", json.dumps(RECIPES[f"{row}/lb"].to_dict())))
+    plain = dataclasses.replace(recipe, regime="lb")
+    answer = json.loads(ask("time", json.dumps(plain.to_dict())))
     return {
         **answer,
         "start": time.perf_counter() - began,

@@ -110,10 +110,25 @@ class Run:
         Returns:
             A dictionary, or `None`.
         """
-        path = self.folder / RUN
-        found = records.read_json(path, KEYS, say)
-        if found is not None and found["config"] != self.config:
-            records.set_aside(path, say)
+        return self.own(RUN, KEYS, say)
+
+    def own(self, name, required, say):
+        """A record in the folder; one that is damaged or of another run is set aside.
+
+        Args:
+            name: of its file.
+            required: the keys that it must have.
+            say: function that prints a line.
+
+        Returns:
+            A dictionary, or `None`.
+        """
+        path = self.folder / name
+        found = records.read_json(path, required, say)
+        if found is None:
+            return None
+        if differing := records.differences(found["config"], self.config):
+            records.set_aside(path, f"is of a run with other options: {differing}", say)
             return None
         return found
 

@@ -100,17 +100,25 @@ def finished(folder, preset, say):
         List of records, whose recipes are those of today but for rate and seed; others are named
         and left out.
     """
+
+    def of_today(config):
+        # Not by `Recipe.from_dict`: the fields may be those of another version.
+        recipe = RECIPES.get(f"{config.get('row')}/{config.get('regime')}")
+        if recipe is None:
+            return {}
+        recipe = tried(preset.scale(recipe), config.get("learning_rate"))
+        seeds = tuple(config.get("seeds", ()))
+        return dataclasses.replace(recipe, seeds=seeds, sources=()).to_dict()
+
     found = []
     for path in sorted(folder.glob(f"*/*/{plan.RUN}")):
         record = records.read_json(path, plan.KEYS, say)
         if record is None:
             continue
-        recipe = Recipe.from_dict(record["config"])
-        today = tried(preset.scale(RECIPES[recipe.name]), recipe.learning_rate)
-        if recipe == dataclasses.replace(today, seeds=recipe.seeds, sources=()):
+        if record["config"] == of_today(record["config"]):
             found.append(record)
         else:
-            say(f"{path} is of a recipe that has changed since: left out.")
+            say(f"{path} is of a recipe that was changed or renamed since: left out.")
     return found
 
 

@@ -89,19 +89,38 @@ def write_json(path, value, indent=1):
     write_text(path, json.dumps(plain(value), indent=indent, allow_nan=False) + "\n")
 
 
-def set_aside(path, say):
+def set_aside(path, why, say):
     """Rename a file that cannot be used, without overwriting one that was set aside before.
 
     Args:
         path: of the file.
+        why: what is wrong with it, as it follows on its name.
         say: function that prints a line.
     """
     for number in range(1000):
-        target = path.with_name(f"{path.name}.corrupt{number or ''}")
+        target = path.with_name(f"{path.name}.aside{number or ''}")
         if not target.exists():
             os.replace(path, target)
-            say(f"{path} cannot be read; it was renamed to {target.name} and its run starts again.")
+            say(f"{path} {why}; it was renamed to {target.name} and its run starts again.")
             return
+
+
+def differences(there, now, uncompared=()):
+    """What two dictionaries of options differ in.
+
+    Args:
+        there: the one that was found.
+        now: the one that is wanted.
+        uncompared: names of the options that may differ.
+
+    Returns:
+        A string, empty where they agree.
+    """
+    return "; ".join(
+        f"{name} (there {there.get(name)!r}, now {now.get(name)!r})"
+        for name in dict.fromkeys([*now, *there])
+        if name not in uncompared and there.get(name) != now.get(name)
+    )
 
 
 def read_json(path, required, say):
@@ -122,7 +141,7 @@ def read_json(path, required, say):
     except FileNotFoundError:
         return None
     except ValueError:
-        set_aside(path, say)
+        set_aside(path, "cannot be read", say)
         return None
     return value
 
@@ -161,20 +180,15 @@ def open_folder(folder, options, uncompared):
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["options"]
-            names = [*dict.fromkeys([*options, *found])]
-        except (ValueError, KeyError, TypeError):
+            differing = differences(found, options, uncompared)
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise CompareError(
                 f"{path} cannot be read, so it is not known what the results beside it are. "
                 "Choose another --output, or move that folder away."
             ) from None
-        differing = [
-            f"{name} (there {found.get(name)!r}, now {options.get(name)!r})"
-            for name in names
-            if name not in uncompared and found.get(name) != options.get(name)
-        ]
         if differing:
             raise CompareError(
-                f"{folder} holds a run of other options: {'; '.join(differing)}. "
+                f"{folder} holds a run of other options: {differing}. "
                 "Choose another --output, or repeat that run's options to continue it."
             )
         write_probe(folder)

@@ -224,10 +224,9 @@ def resume(model, folder, say):
     except UNLOADABLE as error:
         if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError):
             raise  # the disk's, or another process's: the file itself may be sound
-        say(f"{saved} cannot be loaded ({type(error).__name__}): its run starts again.")
-        for damaged in (path, saved):
-            if damaged.exists():
-                records.set_aside(damaged, say)
+        if saved.exists():
+            records.set_aside(saved, f"cannot be loaded ({type(error).__name__})", say)
+        records.set_aside(path, f"has no {saved.name} that can be loaded", say)
         return None
     for variable, state in zip(seed_states(model), history.get("seed_states", ()), strict=False):
         variable.assign(state)

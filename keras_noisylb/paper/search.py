@@ -10,7 +10,7 @@ import keras
 import keras_tuner
 
 from keras_noisylb import data as data_sets
-from keras_noisylb.paper import plan, rates, records, splits
+from keras_noisylb.paper import plan, rates, splits
 from keras_noisylb.paper.compare import builder
 from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import REGIMES
@@ -185,7 +185,7 @@ class Search(plan.Run):
         return 0
 
     def record(self, say):
-        found = records.read_json(self.folder / RECORD, KEYS, say)
+        found = self.own(RECORD, KEYS, say)
         # Of fewer trials it is not damaged: the search goes on.
         return found if found and found["max_trials"] >= self.max_trials else None
 
