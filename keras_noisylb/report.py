@@ -12,7 +12,7 @@ from keras_noisylb.gradients.coverage import coverage
 from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.kronecker import factored_places
 from keras_noisylb.gradients.memory import chunk_bytes, fewest_chunks
-from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.objective import call_model, check_trained
 from keras_noisylb.gradients.rules import RULES
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 from keras_noisylb.gradients.vectorized import check_supported
@@ -139,6 +139,7 @@ def report(
     if small_learning_rate is not None:
         heat = _heat(model, noise, batch_size, small_learning_rate)
     specs = _specs(model, x)
+    check_trained(model.trainable_variables)
     obstacles = ()
     engine, conv = getattr(noise, "engine", None), getattr(noise, "conv", None)
     if noise.statistic in {"squares", "factors"} and engine != "vectorized_map":
@@ -158,8 +159,7 @@ def report(
     )
     share = min((getattr(noise, "max_examples", None) or batch_size) / batch_size, 1)
     rows, plain, total = [], 0, 0
-    for layer in _owners(model):
-        variables = [v for v in layer.trainable_variables]
+    for layer, variables in _owners(model):
         size = sum(math.prod(v.shape) for v in variables)
         count = positions.get(id(layer), 1)
         step = 3 * count * size  # forward, and backward to inputs and to parameters
@@ -273,14 +273,18 @@ def _specs(model, x):
 
 
 def _owners(model):
-    """Layers with trainable variables, each variable with the smallest layer that holds it."""
+    """Pairs of a layer and its trainable variables, each with the smallest layer that holds it."""
     owners = {}
     for layer in all_layers(model):
         for v in layer.trainable_variables:
             known = owners.get(id(v), layer)
             smaller = len(layer.trainable_variables) <= len(known.trainable_variables)
             owners[id(v)] = layer if smaller else known
-    return list({id(layer): layer for layer in owners.values()}.values())
+    found = {}
+    for v in model.trainable_variables:
+        layer = owners[id(v)]
+        found.setdefault(id(layer), (layer, []))[1].append(v)
+    return list(found.values())
 
 
 def _positions(model, specs):

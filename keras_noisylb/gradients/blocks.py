@@ -3,8 +3,12 @@
 Every block stands for a tensor g of shape (M, *variable.shape). `sums` returns (Σ_i g_i, Σ_i g_i²)
 and `per_example` returns g itself. A compact block gets its sums without ever holding g; the sums
 of other blocks can leave out examples, by `keep`, a vector of ones and zeros.
+
+A block is made of arrays that have the examples first, and is cut by cutting these: a rule sees the
+whole batch, so what it computes of all examples, such as batch statistics, holds for every part.
 """
 
+import copy
 import math
 
 import tensorflow as tf
@@ -30,68 +34,96 @@ def _sum_over_examples(values, keep):
     return tf.tensordot(tf.cast(keep, values.dtype), values, axes=1)
 
 
-class Outer:
+class Block:
+    """Base class.
+
+    Args:
+        arrays: tensors with the examples first.
+    """
+
+    compact = False
+
+    def __init__(self, *arrays):
+        self.arrays = arrays
+
+    def of(self, arrays):
+        """The same block made of other `arrays`."""
+        other = copy.copy(self)
+        other.arrays = tuple(arrays)
+        return other
+
+    def rows(self, cut):
+        """The block of the examples in the slice `cut`."""
+        return self.of([array[cut] for array in self.arrays])
+
+
+class Outer(Block):
     """g_i = a_i d_iᵀ, for a (M, p) and d (M, q): its square factorises, (a_i²)(d_i²)ᵀ."""
 
     compact = True
 
     def __init__(self, a, d):
-        self.a, self.d = a, d
+        super().__init__(a, d)
 
     def sums(self):
-        total = tf.matmul(self.a, self.d, transpose_a=True)
-        return total, tf.matmul(tf.square(self.a), tf.square(self.d), transpose_a=True)
+        a, d = self.arrays
+        total = tf.matmul(a, d, transpose_a=True)
+        return total, tf.matmul(tf.square(a), tf.square(d), transpose_a=True)
 
     def per_example(self):
-        return self.a[:, :, None] * self.d[:, None, :]
+        a, d = self.arrays
+        return a[:, :, None] * d[:, None, :]
 
 
-class Rows:
+class Rows(Block):
     """g_i = Σ_t onehot(ids_it) d_itᵀ for ids (M, T) and d (M, T, q): a table of `num_rows` rows."""
 
     compact = True
 
     def __init__(self, ids, d, num_rows):
-        self.ids, self.d, self.num_rows = ids, d, num_rows
+        super().__init__(ids, d)
+        self.num_rows = num_rows
 
     def sums(self):
         # A row that example i reads n times appears n times below, each time with its whole
         # gradient: dividing the squares by n counts it once.
-        same = tf.cast(self.ids[:, :, None] == self.ids[:, None, :], self.d.dtype)
+        ids, d = self.arrays
+        same = tf.cast(ids[:, :, None] == ids[:, None, :], d.dtype)
         count = tf.reduce_sum(same, axis=-1, keepdims=True)
-        squares = tf.square(tf.matmul(same, self.d)) / count
-        return self._scatter(self.d), self._scatter(squares)
+        squares = tf.square(tf.matmul(same, d)) / count
+        return self._scatter(d), self._scatter(squares)
 
     def _scatter(self, values):
         values = tf.reshape(values, (-1, values.shape[-1]))
-        return tf.math.unsorted_segment_sum(values, tf.reshape(self.ids, (-1,)), self.num_rows)
+        ids = tf.reshape(self.arrays[0], (-1,))
+        return tf.math.unsorted_segment_sum(values, ids, self.num_rows)
 
     def per_example(self):
-        return tf.matmul(
-            tf.one_hot(self.ids, self.num_rows, dtype=self.d.dtype), self.d, transpose_a=True
-        )
+        ids, d = self.arrays
+        return tf.matmul(tf.one_hot(ids, self.num_rows, dtype=d.dtype), d, transpose_a=True)
 
 
-class Pieces:
+class Pieces(Block):
     """g cut into pieces of shape (M, ...), which `join` puts together along trailing axes.
 
-    `make_pieces` is called when the pieces are needed; `join` must accept pieces with and without
-    the example axis.
+    `make_pieces(*arrays)` is called when the pieces are needed, with some rows of the arrays; it
+    must treat each row alone. `join` must accept pieces with and without the example axis.
     """
 
-    def __init__(self, make_pieces, join=lambda pieces: pieces[0], compact=False):
+    def __init__(self, make_pieces, *arrays, join=lambda pieces: pieces[0], compact=False):
+        super().__init__(*arrays)
         self.make_pieces, self.join, self.compact = make_pieces, join, compact
 
     def sums(self, keep=None):
-        pieces = self.make_pieces()
+        pieces = self.make_pieces(*self.arrays)
         total = self.join([_sum_over_examples(piece, keep) for piece in pieces])
         return total, self.join([_sum_over_examples(tf.square(p), keep) for p in pieces])
 
     def per_example(self):
-        return self.join(self.make_pieces())
+        return self.join(self.make_pieces(*self.arrays))
 
 
-class Uncorrelated:
+class Uncorrelated(Block):
     """Sums of g_i = Σ_t g_it with E[Σ_t g_it²] put in place of E[(Σ_t g_it)²] (paper, A.5).
 
     `contract(a, d)` sums the outer products of inputs and output gradients over all examples and
@@ -101,42 +133,59 @@ class Uncorrelated:
     compact = True
 
     def __init__(self, contract, a, d):
-        self.contract, self.a, self.d = contract, a, d
+        super().__init__(a, d)
+        self.contract = contract
 
     def sums(self):
-        squares = self.contract(tf.square(self.a), tf.square(self.d))
-        return self.contract(self.a, self.d), squares
+        a, d = self.arrays
+        return self.contract(a, d), self.contract(tf.square(a), tf.square(d))
 
 
-class Shared:
-    """The sum of the blocks of a layer that is called more than once: add first, then square."""
+class Shared(Block):
+    """The sum of the blocks of a variable that is used more than once: add first, then square."""
 
     def __init__(self, blocks):
+        super().__init__(*(array for block in blocks for array in block.arrays))
         self.blocks = blocks
         self.uncorrelated = all(isinstance(block, Uncorrelated) for block in blocks)
         self.compact = self.uncorrelated
+
+    def of(self, arrays):
+        arrays = iter(arrays)
+        return Shared([block.of([next(arrays) for _ in block.arrays]) for block in self.blocks])
 
     def sums(self, keep=None):
         if self.uncorrelated:  # A.5 drops the cross terms between uses as between positions
             totals, squares = zip(*(block.sums() for block in self.blocks), strict=True)
             return tf.add_n(totals), tf.add_n(squares)
-        return Pieces(lambda: [self.per_example()]).sums(keep)
+        gradients = self.per_example()
+        squares = _sum_over_examples(tf.square(gradients), keep)
+        return _sum_over_examples(gradients, keep), squares
 
     def per_example(self):
         return tf.add_n([block.per_example() for block in self.blocks])
 
 
-def offset(d, shape):
-    """The block of a variable that is added to the output, trailing axes aligned.
+def added(blocks):
+    """The block of a variable that is used once for each of `blocks`."""
+    return blocks[0] if len(blocks) == 1 else Shared(blocks)
+
+
+def summed(d, shape):
+    """The gradients (M, *shape) of a variable that is added to an output, trailing axes aligned.
 
     Args:
         d: gradient of the output, shape (M, ...).
         shape: the variable's shape; axes of size 1 are broadcast.
 
     Returns:
-        A compact block.
+        Tensor.
     """
     extra = len(d.shape) - len(shape)
     axes = list(range(1, extra)) + [extra + k for k, size in enumerate(shape) if size == 1]
-    gradient = tf.reshape(tf.reduce_sum(d, axis=axes), (-1, *shape)) if axes else d
-    return Pieces(lambda: [gradient], compact=True)
+    return tf.reshape(tf.reduce_sum(d, axis=axes), (-1, *shape)) if axes else d
+
+
+def offset(d, shape):
+    """The block of a variable that is added to the output; see `summed` for the arguments."""
+    return Pieces(lambda d: [summed(d, shape)], d, compact=True)

@@ -4,53 +4,85 @@
 E[Σ_t (a_it²)(d_it²)ᵀ], which drops the products between different positions.
 """
 
+import functools
 import itertools
 import math
 
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.blocks import Pieces, Uncorrelated, offset, positions, sizes
+from keras_noisylb.gradients.blocks import Pieces, Uncorrelated, positions, sizes
 
 
 def conv(layer, use, d, conv):
     """Conv1D and Conv2D: any stride, padding, dilation and number of groups."""
-    a, d = channels_last(layer, use.inputs, d)
     kernel = tf.cast(layer.kernel, d.dtype)
     if conv == "uncorrelated":
-        block = _uncorrelated(layer, keras.ops.conv, kernel, a, d)
+        a, last = channels_last(layer, use.inputs, d)
+        block = _uncorrelated(layer, keras.ops.conv, kernel, a, last)
     else:
-        block = Pieces(lambda: _kernel_pieces(layer, kernel, a, d), _join(kernel))
-    return {"kernel": block, "bias": offset(d, d.shape[-1:])}
+        block = _exact(layer, kernel, functools.partial(_kernel_pieces, layer, kernel), use, d)
+    return {"kernel": block, "bias": _bias(layer, d)}
 
 
 def depthwise_conv(layer, use, d, conv):
     """DepthwiseConv2D."""
-    a, d = channels_last(layer, use.inputs, d)
     kernel = tf.cast(layer.kernel, d.dtype)
-    return {
-        "kernel": _depthwise_block(layer, kernel, a, d, conv),
-        "bias": offset(d, d.shape[-1:]),
-    }
+    if conv == "uncorrelated":
+        a, last = channels_last(layer, use.inputs, d)
+        block = _uncorrelated(layer, keras.ops.depthwise_conv, kernel, a, last)
+    else:
+        block = _exact(layer, kernel, functools.partial(_depthwise_pieces, layer, kernel), use, d)
+    return {"kernel": block, "bias": _bias(layer, d)}
 
 
 def separable_conv(layer, use, d, conv):
     """SeparableConv2D: the tensor between its two convolutions is computed again."""
-    a, d = channels_last(layer, use.inputs, d)
     depthwise = tf.cast(layer.depthwise_kernel, d.dtype)
-    pointwise = tf.cast(layer.pointwise_kernel, d.dtype)[0, 0]
-    between = _convolve(layer, keras.ops.depthwise_conv, a, depthwise)
-    d_between = tf.einsum("m...o,co->m...c", d, pointwise)
+    pointwise = tf.cast(layer.pointwise_kernel, d.dtype)
+
+    def between(a):
+        return _convolve(layer, keras.ops.depthwise_conv, a, depthwise)
+
+    def d_between(d):
+        return tf.einsum("m...o,co->m...c", d, pointwise[0, 0])
+
     if conv == "uncorrelated":
-        block = Uncorrelated(_pointwise_gradient, between, d)
+        a, last = channels_last(layer, use.inputs, d)
+        first = _uncorrelated(layer, keras.ops.depthwise_conv, depthwise, a, d_between(last))
+        second = Uncorrelated(_pointwise_gradient, between(a), last)
     else:
-        product = lambda: [tf.matmul(positions(between), positions(d), transpose_a=True)]  # noqa: E731
-        block = Pieces(product, _join(layer.pointwise_kernel))
-    return {
-        "depthwise_kernel": _depthwise_block(layer, depthwise, a, d_between, conv),
-        "pointwise_kernel": block,
-        "bias": offset(d, d.shape[-1:]),
-    }
+        first = _exact(
+            layer,
+            depthwise,
+            lambda a, d: _depthwise_pieces(layer, depthwise, a, d_between(d)),
+            use,
+            d,
+        )
+        second = _exact(
+            layer,
+            pointwise,
+            lambda a, d: [tf.matmul(positions(between(a)), positions(d), transpose_a=True)],
+            use,
+            d,
+        )
+    return {"depthwise_kernel": first, "pointwise_kernel": second, "bias": _bias(layer, d)}
+
+
+def _exact(layer, kernel, pieces, use, d):
+    """The block of a kernel whose `pieces(a, d)` are made of arrays with the channels last."""
+
+    def make_pieces(a, d):
+        return pieces(*channels_last(layer, a, d))
+
+    return Pieces(make_pieces, use.inputs, d, join=_join(kernel))
+
+
+def _bias(layer, d):
+    rank = len(d.shape)
+    first = layer.data_format == "channels_first"
+    axes = list(range(2, rank) if first else range(1, rank - 1))
+    return Pieces(lambda d: [tf.reduce_sum(d, axis=axes)], d, compact=True)
 
 
 def channels_last(layer, a, d):
@@ -169,12 +201,6 @@ def _depthwise_pieces(layer, kernel, a, d):
     gradient = positions(d)
     gradient = tf.reshape(gradient, (*sizes(gradient)[:2], *kernel.shape[-2:]))
     return [tf.einsum("mtc,mtcr->mcr", s, gradient) for s in shifted_inputs(layer, a, d)]
-
-
-def _depthwise_block(layer, kernel, a, d, conv):
-    if conv == "uncorrelated":
-        return _uncorrelated(layer, keras.ops.depthwise_conv, kernel, a, d)
-    return Pieces(lambda: _depthwise_pieces(layer, kernel, a, d), _join(kernel))
 
 
 def _join(kernel):

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.objective import call_model
-from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.rules import RULES, covered_variables
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 
 # How many examples the traced batch has: a prime that no other axis is likely to have, so that a
@@ -52,12 +52,14 @@ def coverage(model, x):
 
 
 def _find(model, specs):
-    owners, covered, layers = {}, set(), []
+    if not all(layer.built for layer in all_layers(model)):
+        _trace(model, (), specs)  # a layer's activation, for one, is built when it is first called
+    owners, holders, layers = {}, {}, []
     for layer in all_layers(model):
-        rule = RULES.get(layer)
-        own = rule.covered(layer) if rule is not None else {}
-        covered.update(id(variable) for variable in own.values())
-        if own:
+        covered = covered_variables(layer)
+        for v in covered.values():
+            holders.setdefault(id(v), []).append(layer)
+        if covered:
             layers.append(layer)
         for v in layer.trainable_variables:
             owner = owners.get(id(v), layer)
@@ -67,20 +69,22 @@ def _find(model, specs):
     obstacles = []
     for v in model.trainable_variables:
         owner = owners[id(v)]
-        what = f"{v.path} of the {type(owner).__name__} layer {owner.name!r}"
-        if id(v) in hidden and id(v) not in covered:
+        kind = "quantised " if getattr(owner, "quantization_mode", None) else ""
+        what = f"{v.path} of the {kind}{type(owner).__name__} layer {owner.name!r}"
+        calls = {id(layer) for layer in holders.get(id(v), ())}  # more than one if they share it
+        if id(v) in hidden and not calls:
             obstacles.append(f"{what} has no layer rule")
         elif id(v) in hidden:
             obstacles.append(f"{what} is also used outside of that layer's own call")
-        elif id(owner) in nested:
+        elif calls & nested:
             obstacles.append(f"{what} is used inside a loop, out of the tape's sight")
-        elif id(owner) in merged:
+        elif calls & merged:
             obstacles.append(f"{what} is called on tensors whose first axis is not the examples'")
     return Coverage(tuple(layers), tuple(obstacles))
 
 
 def _trace(model, layers, specs):
-    """Trace the model with the variables of `layers` cut off wherever a record sees them.
+    """Trace the model with what the rules of `layers` cover cut off wherever a record sees it.
 
     Args:
         model: the model.
@@ -96,9 +100,9 @@ def _trace(model, layers, specs):
     record = record_use(uses)
 
     def cut(layer, call, *args, **kwargs):
-        # Inside this scope the layer's variables are constants, so a gradient that still reaches
-        # them comes from a use that the record does not see.
-        constants = [(v, tf.stop_gradient(v.value)) for v in layer.trainable_variables]
+        # Inside this scope what the rule covers is constant, so a gradient that still reaches it
+        # comes from a use that the record does not see.
+        constants = [(v, tf.stop_gradient(v.value)) for v in covered_variables(layer).values()]
         with keras.StatelessScope(state_mapping=constants):
             return record(layer, call, *args, **kwargs)
 

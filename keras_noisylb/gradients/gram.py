@@ -32,13 +32,12 @@ def gram(left, right):
     Returns:
         Tensor (M, M') of g_i · g'_j.
     """
-    layer, shape = left.layer, left.variable.shape
-    rule = RULES.get(layer).gradients
-    if rule is embedding:
+    kinds = {_kind(use.layer, name) for use, name, _ in (*left.uses, *right.uses)}
+    if kinds == {(embedding, "embeddings")}:
         return _by_positions(left, right, _same_rows)
-    grouped = getattr(layer, "groups", 1) > 1
-    if rule not in _KERNELS or left.name != "kernel" or grouped:
+    if len(kinds) > 1 or not kinds <= _KERNELS.keys():
         return _by_examples(left, right)
+    shape = left.variable.shape
     rows, columns = math.prod(shape[:-1]), shape[-1]
     num_positions = [_num_positions(side) for side in (left, right)]
     examples = min(left.num_examples, right.num_examples)
@@ -48,8 +47,13 @@ def gram(left, right):
     return _by_columns(left, right)
 
 
+def _kind(layer, name):
+    """What a variable is there for: the rule of its layer and its name in it."""
+    return "grouped" if getattr(layer, "groups", 1) > 1 else (RULES.get(layer).gradients, name)
+
+
 def _num_positions(side):
-    return sum(positions(d).shape[1] for _, d in side.used)
+    return sum(math.prod(d.shape[1:-1]) for _, _, d in side.uses)
 
 
 def _dense_inputs(layer, a, d):
@@ -62,13 +66,14 @@ def _conv_inputs(layer, a, d):
 
 
 # By rule, not by layer: whoever registers a rule of their own for a layer is not overruled.
-_KERNELS = {dense: _dense_inputs, conv: _conv_inputs}
+_KERNELS = {(dense, "kernel"): _dense_inputs, (conv, "kernel"): _conv_inputs}
 
 
 def _inputs(side):
     """Pieces of a (M, T, p) along its last axis, one at a time, and d (M, T, q), of all uses."""
-    inputs = _KERNELS[RULES.get(side.layer).gradients]
-    found = [inputs(side.layer, use.inputs, d) for use, d in side.used]
+    use, name, _ = side.uses[0]
+    inputs = _KERNELS[_kind(use.layer, name)]
+    found = [inputs(*arrays) for arrays in side.inputs()]
     pieces = zip(*(pieces for pieces, _ in found), strict=True)
     return (tf.concat(piece, axis=1) for piece in pieces), tf.concat([d for _, d in found], axis=1)
 
@@ -89,8 +94,11 @@ def _same_rows(left, right):
     """The same for an embedding: a is a row of the identity."""
     sides = []
     for side in (left, right):
-        ids = [tf.reshape(tf.cast(use.inputs, "int32"), (d.shape[0], -1)) for use, d in side.used]
-        sides += [tf.concat(ids, 1), tf.concat([positions(d) for _, d in side.used], 1)]
+        found = [
+            (tf.reshape(tf.cast(ids, "int32"), (d.shape[0], -1)), positions(d))
+            for _, ids, d in side.inputs()
+        ]
+        sides += [tf.concat(parts, 1) for parts in zip(*found, strict=True)]
     ids, d_left, others, d_right = sides
     similar = tf.reshape(ids, (-1, 1)) == tf.reshape(others, (1, -1))
     return tf.cast(similar, d_left.dtype), d_left, d_right

@@ -5,6 +5,7 @@ being the gradient at z. For T positions (a convolution, a Dense layer on sequen
 of one layer) A sums and G averages over them (Grosse & Martens 2016, KFC).
 """
 
+import collections
 import dataclasses
 import math
 
@@ -16,7 +17,7 @@ from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_ch
 from keras_noisylb.gradients.convolutions import channels_last, shifted_inputs
 from keras_noisylb.gradients.layerwise import Tapped
 from keras_noisylb.gradients.objective import statistics_dtype
-from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.rules import covered_variables
 from keras_noisylb.gradients.statistic import Statistic
 from keras_noisylb.gradients.taps import all_layers
 
@@ -48,6 +49,8 @@ class Place:
 def factored_places(model):
     """The layers of `model` that have Kronecker factors.
 
+    A layer that shares a variable with another one has none: A and G are those of one layer.
+
     Args:
         model: a built Keras model.
 
@@ -55,13 +58,16 @@ def factored_places(model):
         List of `Place`, in the order of the trainable variables.
     """
     index = {id(v): k for k, v in enumerate(model.trainable_variables)}
+    holders = collections.Counter(
+        id(v) for layer in all_layers(model) for v in covered_variables(layer).values()
+    )
     found = []
     for layer in all_layers(model):
         if type(layer) not in FACTORED or getattr(layer, "groups", 1) > 1:
             continue
-        kernel = index.get(id(layer.kernel))
-        bias = None if layer.bias is None else index.get(id(layer.bias))
-        if kernel is not None:
+        own = covered_variables(layer)
+        if "kernel" in own and all(holders[id(v)] == 1 for v in own.values()):
+            kernel, bias = (index[id(own[n])] if n in own else None for n in ("kernel", "bias"))
             found.append(Place(layer, kernel, bias, tuple(layer.kernel.shape)))
     return sorted(found, key=lambda place: place.kernel)
 
@@ -89,25 +95,23 @@ class KroneckerFactors(Statistic):
         count = batch.share_of(self.max_examples)
         kept = None if self.max_examples is None else count
         sources = variables if objective.labels is None else ()
-        by_layer, gradients = tapped.by_layer(recorded.fisher_loss, sources, kept)
+        by_variable, gradients = tapped.by_variable(recorded.fisher_loss, sources, kept)
         if objective.labels is not None:
             gradients = recorded.data_gradients()
-        used_by = {id(layer): used for layer, used in by_layer}
+        index = {id(v): k for k, v in enumerate(variables)}
+        found = {index[id(each.variable)]: each for each in by_variable}
         factors = [
-            _factors(place, used_by[id(place.layer)], count, batch.num_examples)
-            if id(place.layer) in used_by
+            _factors(place, found[place.kernel], count, batch.num_examples)
+            if place.kernel in found
             else tuple(tf.zeros((side, side)) for side in place.sides)
             for place in self.places
         ]
         covered = {index for place in self.places for index in (place.kernel, place.bias)}
         squares = [None if k in covered else tf.zeros(v.shape) for k, v in enumerate(variables)]
-        index = {id(v): k for k, v in enumerate(variables)}
-        for layer, used in by_layer:
-            for name, variable in RULES.get(layer).covered(layer).items():
-                if index[id(variable)] not in covered:
-                    _, squared = tapped.sums(layer, used, name, variable, count)
-                    unit = tf.cast(batch.num_examples, squared.dtype)
-                    squares[index[id(variable)]] = squared * unit**2
+        for k, each in found.items():
+            if k not in covered:
+                _, squared = each.sums(count)
+                squares[k] = squared * tf.cast(batch.num_examples, squared.dtype) ** 2
         return recorded, gradients, (squares, factors, count)
 
     def finish(self, sums, gradients, num_examples):
@@ -146,15 +150,16 @@ def stored_like(model):
     return squares, [tuple((side, side) for side in place.sides) for place in places]
 
 
-def _factors(place, used, count, unit):
+def _factors(place, kernel, count, unit):
     """Sums over examples of Σ_t a aᵀ and of the mean over t of d dᵀ, d in parts of 1 / `unit`."""
+    inputs = list(kernel.inputs())
     dtype = statistics_dtype(place.layer.kernel)
     rows, columns = place.sides
-    num_positions = sum(_num_positions(d, place.layer) for _, d in used)
+    num_positions = sum(_num_positions(d, place.layer) for _, _, d in inputs)
     total_a, total_g = tf.zeros((rows, rows), dtype), tf.zeros((columns, columns), dtype)
-    for use, d in used:
+    for layer, a, d in inputs:
 
-        def chunk_sums(slices, keep, layer=place.layer):
+        def chunk_sums(slices, keep, layer=layer):
             a, d = slices
             a, d = _patches(layer, a, d)
             if place.bias is not None:
@@ -165,11 +170,11 @@ def _factors(place, used, count, unit):
                 tf.tensordot(d * mask, d, axes=((0, 1), (0, 1))),
             ]
 
-        positions_here = _num_positions(d, place.layer)
+        positions_here = _num_positions(d, layer)
         known = positions_here if isinstance(positions_here, int) else 1
         sums = sum_over_chunks(
             chunk_sums,
-            [use.inputs, d],
+            [a, d],
             count,
             chunk_size(rows * known, dtype),
             [((rows, rows), dtype), ((columns, columns), dtype)],

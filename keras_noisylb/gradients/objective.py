@@ -23,6 +23,25 @@ def statistics_dtype(variable):
     return "float64" if variable.dtype == "float64" else "float32"
 
 
+def check_trained(variables):
+    """Refuse variables for which Keras takes a gradient to be the next value.
+
+    Args:
+        variables: trainable variables.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for v in variables:
+        if v.overwrite_with_gradient:
+            raise ValueError(
+                f"the trainable variable {v.path!r} is overwritten by what a step returns as its "
+                "gradient (the scales of float8 layers are): there is nothing to add noise to, nor "
+                "to square or average. Train such a model without noise and not in a NoisyModel, "
+                'or with dtype="mixed_bfloat16" instead of float8.'
+            )
+
+
 class Scope(keras.StatelessScope):
     """A stateless scope that tells which variables were assigned in it.
 
@@ -127,8 +146,9 @@ class Objective:
             A `Recorded`.
 
         Raises:
-            ValueError: if the model assigns a trainable variable.
+            ValueError: if the model assigns a trainable variable, or a step overwrites one.
         """
+        check_trained(self.variables)
         with tf.GradientTape(persistent=True) as tape:
             with Scope(batch.state, collect_losses=True) as scope:
                 y_pred = call_model(self.model, batch.rows(batch.x))

@@ -10,7 +10,6 @@ from keras_noisylb.gradients.chunks import chunk_size
 from keras_noisylb.gradients.engines import layerwise_layers
 from keras_noisylb.gradients.gram import gram
 from keras_noisylb.gradients.layerwise import Tapped
-from keras_noisylb.gradients.variable_gradients import variable_gradients
 from keras_noisylb.gradients.vectorized import Replay
 
 
@@ -70,21 +69,16 @@ class LayerGradients:
     def __init__(self, objective, layers, batch):
         batch = Batch(*batch)
         self.num_examples = batch.num_examples
-        self._tapped = Tapped(objective, layers, batch, draws=None)
-        by_layer, _ = self._tapped.by_layer(self._tapped.recorded.fisher_loss)
-        del self._tapped.recorded  # with the tape, which holds all activations
+        # The tape, which holds all activations, ends with this function.
+        tapped = Tapped(objective, layers, batch, draws=None)
+        by_variable, _ = tapped.by_variable(tapped.recorded.fisher_loss)
         index = {id(v): k for k, v in enumerate(objective.variables)}
-        self._found = {
-            index[id(found.variable)]: found
-            for layer, used in by_layer
-            for found in variable_gradients(layer, used)
-        }
+        self._found = {index[id(found.variable)]: found for found in by_variable}
 
     def squares(self):
         """Pairs of a variable's index and Σ_i g_i²."""
-        for k, v in self._found.items():
-            uses = (v.layer, v.used, v.name, v.variable)
-            yield k, self.num_examples**2 * self._tapped.sums(*uses, self.num_examples)[1]
+        for k, gradients in self._found.items():
+            yield k, self.num_examples**2 * gradients.sums(self.num_examples)[1]
 
     def products(self, other):
         """Pairs of a variable's index and the matrix of g_i · g_j with the examples of `other`."""

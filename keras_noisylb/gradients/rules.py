@@ -3,7 +3,8 @@
 A rule is a pure function `(layer, use, d, conv) -> {attribute: block}`: `use.inputs` is what the
 layer was called with (M examples first); `d`, of the shape of the layer's pre-activation, is M
 times the gradient of the batch loss with respect to it, so that its i-th row makes g_i; `conv` is
-"exact" or "uncorrelated". `blocks.py` has the forms that a block can take.
+"exact" or "uncorrelated". `blocks.py` has the forms that a block can take. A rule is given all
+examples of the layer's call, also where only some of them are used.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients import convolutions
-from keras_noisylb.gradients.blocks import Outer, Pieces, Rows, offset, positions
+from keras_noisylb.gradients.blocks import Outer, Pieces, Rows, offset, positions, summed
 from keras_noisylb.layers import GhostBatchNormalization
 
 
@@ -51,18 +52,23 @@ class LayerRules:
         self._rules[layer_class] = rule
 
     def get(self, layer: keras.layers.Layer) -> LayerRule | None:
-        """The rule for `layer`, or `None`."""
-        return self._rules.get(type(layer))
+        """The rule for `layer`, or `None`: a quantised layer computes something else."""
+        quantised = getattr(layer, "quantization_mode", None) is not None
+        return None if quantised else self._rules.get(type(layer))
 
 
 def dense(layer, use, d, conv):
     """Dense, on vectors or on the last axis of anything."""
-    a = tf.cast(use.inputs, d.dtype)
-    if len(a.shape) == 2:
-        kernel = Outer(a, d)
+    if len(d.shape) == 2:
+        kernel = Outer(tf.cast(use.inputs, d.dtype), d)
     else:
-        kernel = Pieces(lambda: [tf.matmul(positions(a), positions(d), transpose_a=True)])
+        kernel = Pieces(_position_products, use.inputs, d)
     return {"kernel": kernel, "bias": offset(d, d.shape[-1:])}
+
+
+def _position_products(a, d):
+    a = tf.cast(a, d.dtype)
+    return [tf.matmul(positions(a), positions(d), transpose_a=True)]
 
 
 def _einsum_labels(layer):
@@ -81,13 +87,13 @@ def _einsum_applies(layer):
 
 def einsum_dense(layer, use, d, conv):
     """EinsumDense: the equation of its kernel gradient, with the example axis kept."""
-    a = tf.cast(use.inputs, d.dtype)
     inputs, kernel, output = _einsum_labels(layer)
     unused = [label for label in "ABCDEFGHIJ" if label not in layer.equation]
-    dots = "".join(unused[: len(a.shape) - len(inputs.replace("...", ""))])
+    dots = "".join(unused[: len(use.inputs.shape) - len(inputs.replace("...", ""))])
     inputs, output = inputs.replace("...", dots), output.replace("...", dots)
     equation = f"{inputs},{output}->{inputs[0]}{kernel}"
-    blocks = {"kernel": Pieces(lambda: [tf.einsum(equation, a, d)])}
+    kernel = Pieces(lambda a, d: [tf.einsum(equation, tf.cast(a, d.dtype), d)], use.inputs, d)
+    blocks = {"kernel": kernel}
     if layer.bias is not None:
         blocks["bias"] = offset(d, layer.bias.shape)
     return blocks
@@ -123,7 +129,8 @@ def normalization(*, scale, shift=None):
         blocks = {}
         for name, variable, gradient in ((scale, gain, d * normalized), (shift, bias, d)):
             if variable is not None:
-                blocks[name] = offset(*_trailing(layer, gradient, variable))
+                gradient, shape = _trailing(layer, gradient, variable)
+                blocks[name] = offset(summed(gradient, shape), shape)
         return blocks
 
     return LayerRule(gradients, (scale, shift) if shift else (scale,))
@@ -170,3 +177,9 @@ def default_rules() -> LayerRules:
 
 
 RULES = default_rules()
+
+
+def covered_variables(layer):
+    """`{attribute: variable}` for the layer's trainable variables that a rule covers."""
+    rule = RULES.get(layer)
+    return {} if rule is None else rule.covered(layer)

@@ -4,8 +4,10 @@ import dataclasses
 
 import tensorflow as tf
 
-from keras_noisylb.gradients.blocks import Shared
-from keras_noisylb.gradients.rules import RULES
+from keras_noisylb.gradients.blocks import added
+from keras_noisylb.gradients.chunks import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.objective import statistics_dtype
+from keras_noisylb.gradients.rules import RULES, covered_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,26 +15,48 @@ class VariableGradients:
     """The per-example gradients of one variable in one batch.
 
     Args:
-        layer: the layer.
-        name: the layer's attribute that holds the variable.
-        used: the layer's uses, `[(use, d), ...]`, as from `layerwise.Tapped`.
-        block: the gradients, all uses added, in one of the forms of `blocks.py`.
+        variable: the variable.
+        uses: list of `(use, name, d)`, one for each call of each layer that holds the variable:
+            the `Use`, the layer's attribute that is the variable, and the gradient at the use's
+            pre-activation.
+        blocks: the gradients that each use gives, in one of the forms of `blocks.py`.
+        cut: the slice of the examples that are meant; `None` for all.
     """
 
-    layer: object
-    name: str
-    used: list
-    block: object
-
-    @property
-    def variable(self):
-        """The variable."""
-        return getattr(self.layer, self.name)
+    variable: object
+    uses: list
+    blocks: list
+    cut: slice | None = None
 
     @property
     def num_examples(self):
-        """M."""
-        return self.used[0][1].shape[0]
+        """M, before any cut."""
+        return self.uses[0][-1].shape[0]
+
+    @property
+    def block(self):
+        """The gradients, all uses added."""
+        block = added(self.blocks)
+        return block if self.cut is None else block.rows(self.cut)
+
+    def inputs(self):
+        """For every use, the layer, what it was called with, and d."""
+        for use, _, d in self.uses:
+            whole = use.inputs, d
+            yield use.layer, *(whole if self.cut is None else (array[self.cut] for array in whole))
+
+    def sums(self, num_examples):
+        """Σ g_i / M and Σ g_i² / M² over the `num_examples` examples that are meant."""
+        block, dtype = self.block, statistics_dtype(self.variable)
+        if block.compact:
+            return block.sums()
+        return sum_over_chunks(
+            lambda arrays, keep: block.of(arrays).sums(keep),
+            list(block.arrays),
+            num_examples,
+            chunk_size(self.variable.shape.num_elements(), dtype),
+            [(self.variable.shape, dtype)] * 2,
+        )
 
     def rows(self):
         """The gradients themselves, (M, number of entries)."""
@@ -41,40 +65,33 @@ class VariableGradients:
 
     def parts(self, size):
         """The same for at most `size` examples at a time, in a list."""
-        if self.num_examples <= size:
-            return [self]
-        cuts = [slice(start, start + size) for start in range(0, self.num_examples, size)]
-        used = [
-            [(dataclasses.replace(use, inputs=use.inputs[cut]), d[cut]) for use, d in self.used]
-            for cut in cuts
-        ]
-        return [
-            dataclasses.replace(self, used=u, block=_block(self.layer, u, self.name)) for u in used
-        ]
+        starts = range(0, self.num_examples, size)
+        return [dataclasses.replace(self, cut=slice(start, start + size)) for start in starts]
 
 
-def variable_gradients(layer, used):
-    """The gradients of all variables of a layer that its rule covers.
+def variable_gradients(uses, gradients, conv="exact", cut=None):
+    """The gradients of all variables that the layers' rules cover.
 
     Args:
-        layer: the layer.
-        used: its uses in a batch.
+        uses: every `Use` of every layer in a batch.
+        gradients: for each use, the gradient at its pre-activation, or `None` if the loss does not
+            look at it.
+        conv: "exact" or "uncorrelated".
+        cut: the slice of the examples that are meant; `None` for all.
 
     Returns:
         List of `VariableGradients`.
     """
-    rule = RULES.get(layer)
-    blocks = [rule.gradients(layer, use, d, "exact") for use, d in used]
-    return [
-        VariableGradients(layer, name, used, _added([block[name] for block in blocks]))
-        for name in rule.covered(layer)
-    ]
-
-
-def _block(layer, used, name):
-    rule = RULES.get(layer)
-    return _added([rule.gradients(layer, use, d, "exact")[name] for use, d in used])
-
-
-def _added(blocks):
-    return blocks[0] if len(blocks) == 1 else Shared(blocks)
+    found = {}
+    for use, d in zip(uses, gradients, strict=True):
+        if d is None:
+            continue
+        covered = covered_variables(use.layer)
+        d = tf.cast(tf.convert_to_tensor(d), statistics_dtype(next(iter(covered.values()))))
+        blocks = RULES.get(use.layer).gradients(use.layer, use, d, conv)
+        for name, variable in covered.items():
+            # By variable, not by layer: several layers may hold the same one.
+            _, uses_of, blocks_of = found.setdefault(id(variable), (variable, [], []))
+            uses_of.append((use, name, d))
+            blocks_of.append(blocks[name])
+    return [VariableGradients(*parts, cut) for parts in found.values()]

@@ -16,8 +16,9 @@ class KroneckerFactored(FisherNoise):
     Each Dense and (ungrouped) Conv1D or Conv2D layer has the covariance scale² · A ⊗ G: A is the
     second moment of the layer's inputs with a 1 for the bias, G that of the gradients at its
     pre-activation (Martens & Grosse 2015; for convolutions Grosse & Martens 2016). A sample is
-    scale · L_A Z L_Gᵀ with Z standard normal and L Lᵀ the damped factor. All other parameters get
-    the noise of the diagonal Fisher, as `report` says. Every trainable variable needs a layer rule.
+    scale · L_A Z L_Gᵀ with Z standard normal and L Lᵀ the damped factor. All other parameters, and
+    those of layers that share one of them, get the noise of the diagonal Fisher, as `report` says.
+    Every trainable variable needs a layer rule.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.
