@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_noisylb.gradients.batch import ghost_size
+from keras_noisylb.gradients.batch import cut, ghost_sizes
 
 
 class LargestBatch(keras.metrics.Metric):
@@ -44,7 +44,7 @@ class BatchSizeCheck(keras.callbacks.Callback):
     def __init__(self, noisy, model, largest):
         super().__init__()
         self.noisy, self.num_microbatches = noisy, model.num_microbatches or 1
-        self.ghost, self.largest = ghost_size(model), largest
+        self.ghosts, self.largest = ghost_sizes(model), largest
 
     def check(self, batch_size):
         """Check the number of examples of a full batch.
@@ -55,11 +55,13 @@ class BatchSizeCheck(keras.callbacks.Callback):
         Raises:
             ValueError: if it is too small.
         """
-        if batch_size < self.num_microbatches * self.ghost and self.num_microbatches > 1:
+        most = cut(batch_size, batch_size, self.ghosts).number
+        if most < self.num_microbatches and self.num_microbatches > 1:
+            sizes = " and of ".join(map(str, self.ghosts)) or "1"
             raise ValueError(
-                f"Microbatches hold whole ghost batches, of {self.ghost} examples. Received: batch "
+                f"Microbatches hold whole ghost batches, of {sizes} examples. Received: batch "
                 f"size {batch_size}, num_microbatches={self.num_microbatches}. Use at most "
-                f"num_microbatches={max(batch_size // self.ghost, 1)}, or a larger batch."
+                f"num_microbatches={most}, or a larger batch, best a multiple of all these numbers."
             )
         small = self.noisy and self.noisy.noise.small_batch_size
         if not small:

@@ -1,10 +1,52 @@
 """A batch cut into ghost batches, and the arithmetic between the two."""
 
+import contextlib
+import threading
+
 from keras import ops
+
+_active = threading.local()  # replicas of a distribution strategy run in threads of their own
+
+
+@contextlib.contextmanager
+def part_of_batch(batch, start, rows):
+    """Within the context, layers see consecutive rows of a batch and keep the batch's ghosts.
+
+    Args:
+        batch: number of examples of the whole batch.
+        start: the first row that is seen. It begins a ghost, and the last row ends one.
+        rows: number of rows that are seen.
+
+    Yields:
+        Nothing.
+    """
+    before, _active.part = getattr(_active, "part", None), (batch, start, rows)
+    try:
+        yield
+    finally:
+        _active.part = before
+
+
+def _part(rows):
+    """The whole batch and the first of the `rows` that a layer sees of it."""
+    part = getattr(_active, "part", None)
+    if part is None:
+        return rows, 0
+    batch, start, expected = part
+    if isinstance(rows, int) and isinstance(expected, int) and rows != expected:
+        raise ValueError(
+            "A batch that is computed in chunks keeps its ghost batches only where the first axis "
+            "of a GhostBatchNormalization's inputs is that of the examples. Received: inputs with "
+            f"{rows} rows for a chunk of {expected} examples. Use no num_microbatches, and an "
+            'estimator other than "split", or keep the axis of the examples apart.'
+        )
+    return batch, start
 
 
 class Ghosts:
     """A batch of B examples cut into G ghosts, example i belonging to ghost i * G // B.
+
+    Within `part_of_batch` it is those rows of the whole batch, with its ghosts.
 
     Every operation's gradient is made of these operations again: that spares the scatter which
     differentiating a gather would cost, keeps branches out of the tape, and holds for derivatives
@@ -21,9 +63,15 @@ class Ghosts:
     def __init__(self, batch, ghost_batch_size, large):
         self.batch, self.large = batch, large
         self.count = ops.maximum(batch // ghost_batch_size, 1)
-        wide = ops.cast(ops.arange(batch), "int64")  # B * G may exceed 32 bits
-        index = wide * ops.cast(self.count, "int64") // ops.cast(ops.maximum(batch, 1), "int64")
-        self.index = ops.cast(index, "int32")
+        whole, start = _part(batch)
+        first = ops.cast(start, "int64")  # B * G may exceed 32 bits
+
+        def ghost_of(rows):
+            count = ops.cast(ops.maximum(whole // ghost_batch_size, 1), "int64")
+            return rows * count // ops.cast(ops.maximum(whole, 1), "int64")
+
+        rows = first + ops.cast(ops.arange(batch), "int64")
+        self.index = ops.cast(ghost_of(rows) - ghost_of(first), "int32")
         self.sizes = ops.segment_sum(ops.ones_like(self.index), self.index, self.count)
         self.equal = self.batch % self.count == 0
 

@@ -7,7 +7,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.batch import ghost_size
+from keras_noisylb.gradients.batch import cut, ghost_sizes
 from keras_noisylb.gradients.coverage import coverage
 from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.kronecker import factored_places
@@ -201,19 +201,20 @@ def _fit(model, noise, specs, batch_size, memory, vectorized):
     statistic = statistic_for(noise, model, specs)
     true_labels = noise.fisher == "true"
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
-    ghost = ghost_size(model)
+    ghosts = ghost_sizes(model)
 
     def bytes_of(rows):
         # In chunks, the sums of the chunks before are kept: a gradient and a statistic.
         sums = 8 * parameters if rows < batch_size else 0
         return sums + chunk_bytes(model, statistic, specs, rows, true_labels)
 
-    number, found = fewest_chunks(bytes_of, memory * 2**30, batch_size, ghost)
+    number, found = fewest_chunks(bytes_of, memory * 2**30, batch_size, ghosts)
     taken = found / 2**30
     if number is None:
+        smallest = cut(batch_size, batch_size, ghosts).largest
         note = (
-            f"No num_microbatches keeps a step within {memory:g} GiB: one ghost batch of {ghost} "
-            f"examples takes {taken:.2f} GiB."
+            f"No num_microbatches keeps a step within {memory:g} GiB: a chunk of {smallest} "
+            f"examples, the smallest, takes {taken:.2f} GiB."
         )
     else:
         note = f"num_microbatches={number} keeps a step within {memory:g} GiB: {taken:.2f} GiB."
@@ -345,10 +346,10 @@ def _notes(model, noise, batch_size, obstacles):
         notes.append(
             f"No noise: the batch of {batch_size} is no larger than small_batch_size={small}."
         )
-    ghost = ghost_size(model)
-    if noise.statistic == "split" and batch_size < 2 * ghost:
+    if noise.statistic == "split" and cut(batch_size, 2, ghost_sizes(model)).number < 2:
         notes.append(
-            f"The halves of {batch_size} examples cut the ghost batches of {ghost} examples."
+            f"The {batch_size} examples cannot be halved between ghost batches: the halves share "
+            "them, which costs one more backward pass."
         )
     if noise.statistic == "split":
         notes.append("Covariance around the mean gradient (equation 3), not F around zero.")

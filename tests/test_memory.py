@@ -47,9 +47,9 @@ def test_a_dense_network_by_hand():
 @pytest.mark.parametrize("batch_size", [100, 256, 1000])
 @pytest.mark.parametrize("limit", [1, 20, 100, 333, 2000])
 def test_the_fewest_chunks_are_found(batch_size, limit):
-    number, found = memory.fewest_chunks(lambda rows: rows, limit, batch_size, GHOST)
+    number, found = memory.fewest_chunks(lambda rows: rows, limit, batch_size, [GHOST])
     sizes = {
-        2**k: cut(batch_size, 2**k, GHOST).first for k in range(7) if 2**k * GHOST <= batch_size
+        2**k: cut(batch_size, 2**k, [GHOST]).largest for k in range(7) if 2**k * GHOST <= batch_size
     }
     fitting = [k for k, size in sizes.items() if size <= limit]
     assert number == min(fitting, default=None)

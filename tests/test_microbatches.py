@@ -23,7 +23,8 @@ from small_nets import (
 )
 
 import keras_noisylb as nlb
-from keras_noisylb.gradients.batch import cut
+from keras_noisylb.gradients.accumulate import compute
+from keras_noisylb.gradients.batch import Batch, cut, ghost_sizes
 from keras_noisylb.gradients.engines import squares
 from keras_noisylb.gradients.kronecker import KroneckerFactors, factored_places
 from keras_noisylb.gradients.layerwise import LayerwiseSquares
@@ -34,29 +35,39 @@ L = keras.layers
 NO_NOISE = nlb.Isotropic(0.0)
 
 
+def boundaries(size, ghost):
+    """The first row of every ghost, by the definition of the layer, and the end."""
+    count = max(size // ghost, 1)
+    ghosts = [i * count // size for i in range(size)]
+    return [ghosts.index(k) for k in range(count)] + [size]
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_chunks_hold_whole_ghosts(dynamic):
     for num_chunks in (1, 2, 3, 5, 8):
-        for ghost in (1, 4, 6):
-            for size in (0, 1, 2, 5, 8, 9, 23, 24, 30, 31, 47, 48):
-                chunks = cut(tf.constant(size) if dynamic else size, num_chunks, ghost)
-                number, first, rest = (int(n) for n in (chunks.number, chunks.first, chunks.size))
-                assert first + (number - 1) * rest == size
+        for ghosts in ((), (1,), (4,), (6,), (4, 8), (4, 6)):
+            for size in (0, 1, 2, 5, 8, 17, 23, 24, 31, 48, 50_000):
+                chunks = cut(tf.constant(size) if dynamic else size, num_chunks, ghosts)
+                number = int(chunks.number)
+                starts = [int(chunks.start(k)) for k in range(number + 1)]
+                rows = np.diff(starts)
+                assert starts[0] == 0 and starts[-1] == size
                 assert 1 <= number <= num_chunks
-                assert min(first, rest) > 0 or size == 0
-                if size >= 2 * ghost:
-                    assert number >= 2 or num_chunks == 1
-                    assert rest % ghost == 0
-                    assert first >= ghost
-                if size % (ghost * num_chunks) == 0 and size:
-                    assert (number, first) == (num_chunks, rest)
+                assert min(rows) > 0 or size == 0
+                assert bool(chunks.single) == (bool(ghosts) and number == 1)
+                extra = {0} if chunks.even else {0, 1}
+                assert set(rows[1:] - int(chunks.size)) <= extra
+                for ghost in ghosts if 0 < size < 100 else ():
+                    assert set(starts) <= set(boundaries(size, ghost))
+                    if len(ghosts) == 1 and size % (ghost * num_chunks) == 0:
+                        assert set(rows) == {size // num_chunks}
 
 
 @pytest.mark.parametrize(("size", "num_chunks"), [(12, 2), (13, 2), (31, 5), (7, 3), (1, 2)])
 def test_contrast_is_the_scaled_difference_of_the_halves(size, num_chunks, rng):
     g = rng.standard_normal(size)
-    chunks = cut(size, num_chunks, 1)
-    bounds = [0, *range(chunks.first, size + 1, chunks.size)]
+    chunks = cut(size, num_chunks)
+    bounds = [chunks.start(k) for k in range(chunks.number + 1)]
     parts = [g[a:b].sum() / size for a, b in itertools.pairwise(bounds)]
     actual = sum(float(chunks.contrast(k)) * part for k, part in enumerate(parts))
     middle = bounds[(chunks.number + 1) // 2]
@@ -65,14 +76,12 @@ def test_contrast_is_the_scaled_difference_of_the_halves(size, num_chunks, rng):
     assert actual == pytest.approx(expected, rel=1e-5)
 
 
-def ghost_net():
-    return keras.Sequential([
-        keras.Input((5,)),
-        L.Dense(4, use_bias=False),
-        nlb.GhostBatchNormalization(GHOST),
-        L.Activation("tanh"),
-        L.Dense(3),
-    ])
+def ghost_net(*sizes):
+    hidden = [
+        [L.Dense(4, use_bias=False), nlb.GhostBatchNormalization(size), L.Activation("tanh")]
+        for size in sizes or (GHOST,)
+    ]
+    return keras.Sequential([keras.Input((5,)), *itertools.chain(*hidden), L.Dense(3)])
 
 
 def regularised_net():
@@ -124,6 +133,99 @@ def test_chunks_give_the_gradient_of_the_batch(make, data, weighted, reduction, 
         assert_close(model.get_weights(), state)
 
 
+def half_gradients(model, x, y, middle):
+    """The mean gradients of the two halves of a batch, which goes through the model whole."""
+    gradients, start = [], model.get_weights()
+    for rows in (slice(0, middle), slice(middle, None)):
+        with tf.GradientTape() as tape:
+            value = crossentropy()(y[rows], model(x, training=True)[rows])
+        gradients.append(dense(tape.gradient(value, model.trainable_variables)))
+        model.set_weights(start)
+    return gradients
+
+
+def computed(model, num_chunks):
+    """Function of a batch that gives gradient, difference of the halves and state."""
+    target = nlb.gradients.objective(model, crossentropy())
+
+    def compute_in_chunks(x, y):
+        batch = Batch(tf.convert_to_tensor(x), tf.convert_to_tensor(y))
+        found = compute(target, batch, Split(), None, num_chunks)
+        return found.gradients, found.statistic, [value for _, value in found.state]
+
+    return compute_in_chunks
+
+
+def assert_ghosts_are_kept(model, compute_in_chunks, size, num_chunks, rng):
+    """Gradient, moving statistics and halves of a batch in chunks against the whole batch's."""
+    x, y = vectors(rng, size)
+    gradients, statistic, state = compute_in_chunks(x, y)
+    chunks = cut(size, num_chunks, ghost_sizes(model))
+    middle = chunks.start((chunks.number + 1) // 2) if chunks.number > 1 else (size + 1) // 2
+    halves = zip(*half_gradients(model, x, y, middle), strict=True)
+    scale = np.sqrt(middle * (size - middle) / size)
+    assert_close(statistic, [scale * (a - b) for a, b in halves], rtol=1e-6)  # float32 contrasts
+    start = model.get_weights()
+    assert_close(gradients, total_gradient(model, crossentropy(), x, y))
+    assert_close(state, [v.numpy() for v in model.non_trainable_variables])
+    model.set_weights(start)
+
+
+@pytest.mark.parametrize(("ghosts", "size", "num_chunks"), [
+    ((6,), 17, 2), ((4,), 23, 3), ((4,), 23, 4), ((6,), 9, 2), ((6,), 4, 3), ((4, 8), 34, 3),
+    ((4, 6), 24, 5), ((4, 6), 35, 2),
+])  # fmt: skip
+def test_chunks_keep_the_ghosts_of_the_batch(ghosts, size, num_chunks, float64, rng):
+    model = ghost_net(*ghosts)
+    perturb(model, rng)
+    assert_ghosts_are_kept(model, computed(model, num_chunks), size, num_chunks, rng)
+
+
+@pytest.mark.parametrize(("jit_compile", "sizes"), [(False, (23, 24, 17, 9, 5)), (True, (23,))])
+def test_ghosts_are_kept_in_a_graph_for_any_batch(jit_compile, sizes, float64, rng):
+    model = keras.Sequential([
+        keras.Input((5,)), L.Reshape((5, 1)), L.Dense(2), nlb.GhostBatchNormalization(4),
+        L.Activation("tanh"), L.Flatten(), L.Dense(3),
+    ])  # fmt: skip
+    perturb(model, rng)
+    specs = [tf.TensorSpec((None, 5), "float64"), tf.TensorSpec((None,), "int64")]
+    compiled = tf.function(computed(model, 3), specs, jit_compile=jit_compile)
+    for size in sizes:
+        assert_ghosts_are_kept(model, compiled, size, 3, rng)
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "vectorized_map"])
+@pytest.mark.parametrize("size", [17, 23])
+def test_uneven_ghosts_give_the_same_mean_squares(engine, size, float64, rng):
+    model, (x, y) = ghost_net(4), vectors(rng, size)
+    perturb(model, rng)
+    kind = squares(model, x, engine)
+    assert_close(statistic(model, x, y, kind, 3), statistic(model, x, y, kind, 1))
+
+
+def merging_net():
+    """A model whose ghosts would be of parts of the examples."""
+    return keras.Sequential([
+        keras.Input((6,)), L.Lambda(lambda x: tf.reshape(x, (-1, 2)), output_shape=(2,)),
+        nlb.GhostBatchNormalization(4),
+        L.Lambda(lambda x: tf.reshape(x, (-1, 6)), output_shape=(6,)), L.Dense(3),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [24, None])
+def test_ghosts_of_something_else_than_examples_are_refused(rows, rng):
+    model = merging_net()
+    specs = [tf.TensorSpec((rows, 6)), tf.TensorSpec((rows,), "int32")]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def call(x, y):
+        return nlb.noisy_gradients(model, CROSSENTROPY, x, y, NO_NOISE, 0, num_microbatches=2)
+
+    with pytest.raises(ValueError, match="rows for a chunk of") as raised:
+        call(tf.zeros((24, 6)), tf.zeros(24, "int32"))
+    assert "GhostBatchNormalization" in str(raised.value)
+
+
 @pytest.mark.parametrize("engine", ["layerwise", "vectorized_map"])
 def test_chunks_give_the_same_mean_squares(engine, float64, rng):
     model, (x, y) = ghost_net(), vectors(rng)
@@ -154,8 +256,8 @@ def test_chunks_give_the_statistics_of_one_example_at_a_time(float64, rng):
     every = one_by_one(model, crossentropy(), x, y)
     layers = tuple(model.layers)
     for num_chunks in (2, 5):
-        chunks = cut(31, num_chunks, 1)
-        bounds = [0, *range(chunks.first, 32, chunks.size)]
+        chunks = cut(31, num_chunks)
+        bounds = [chunks.start(k) for k in range(chunks.number + 1)]
         rows = [np.arange(a, b) for a, b in itertools.pairwise(bounds)]
         used = np.concatenate([r[: math.ceil(10 * len(r) / 31)] for r in rows])
         found = statistic(model, x, y, LayerwiseSquares(layers, max_examples=10), num_chunks)
@@ -210,7 +312,7 @@ def test_several_outputs_train_as_in_keras(num_microbatches, rng):
     assert {"loss", "p_loss", "q_loss", "p_mae", "q_accuracy", "val_p_loss"} <= plain[1].keys()
 
 
-@pytest.mark.parametrize("remainder", [1, 12])
+@pytest.mark.parametrize("remainder", [1, 17])
 def test_ghost_batches_and_class_weights_train_as_in_keras(remainder, rng):
     def network():
         return keras.Sequential([

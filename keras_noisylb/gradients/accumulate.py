@@ -6,12 +6,16 @@ or a loop of the graph, where a distribution strategy allows no assignment.
 """
 
 import dataclasses
+import weakref
 
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.batch import cut, ghost_size
+from keras_noisylb.ghosts import part_of_batch
+from keras_noisylb.gradients.batch import at_most, cut, ghost_layers, ghost_sizes
 from keras_noisylb.gradients.objective import call_model, mask_of, with_masks
+
+_checked: weakref.WeakKeyDictionary[keras.Model, tuple] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +57,12 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
         return (gradients, sums, recorded.extra_loss), recorded.y_pred, recorded.state
 
     num_examples = batch.num_examples
-    if num_chunks == 1:
+    chunks = cut(num_examples, num_chunks, ghost_sizes(objective.model))
+    if num_chunks == 1 or (isinstance(chunks.number, int) and chunks.number == 1):
         sums, y_pred, state = run(batch)
     else:
-        chunks = cut(num_examples, num_chunks, ghost_size(objective.model))
+        if not isinstance(num_examples, int):
+            _check_ghosts(objective.model, batch.x)
         batch = dataclasses.replace(batch, masks=_masks(objective.model, batch.x))
         sums, y_pred, state = _in_chunks(run, batch, chunks)
     gradients, sums, extra_loss = sums
@@ -65,24 +71,42 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
 
 
 def _in_chunks(run, batch, chunks):
-    first = batch.chunk(0, chunks.first, chunks.contrast(0))
-    sums, y_pred, state = run(first)
+    def run_part(part):
+        # Around the backward pass too: layers that are rematerialised run again in it.
+        with part_of_batch(part.num_examples, part.first_row, part.num_rows):
+            return run(part)
+
+    first = batch.chunk(0, chunks.start(1), chunks.contrast(0), chunks.single)
+    sums, y_pred, state = run_part(first)
     variables = [v for v, _ in state]
     packed = (sums, first.placed(y_pred), [value for _, value in state])
     pack, unpack = packing(packed)
 
     def body(chunk, packed):
         sums, outputs, values = unpack(packed)
-        part = batch.chunk(
-            chunks.first + (chunk - 1) * chunks.size,
-            chunks.size,
-            chunks.contrast(chunk),
-            tuple(zip(variables, values, strict=True)),
+        start, end = chunks.start(chunk), chunks.start(chunk + 1)
+
+        def with_rows(count):
+            part = batch.chunk(
+                start,
+                count,
+                chunks.contrast(chunk),
+                state=tuple(zip(variables, values, strict=True)),
+            )
+            new_sums, y_pred, state = run_part(part)
+            added = keras.tree.map_structure(
+                lambda a, b: None if a is None else a + b, sums, new_sums
+            )
+            return pack((added, part.placed(y_pred, outputs), [value for _, value in state]))
+
+        size = chunks.size
+        if chunks.even:
+            return chunk + 1, with_rows(size)
+        # XLA wants to know the number of rows. No chunk has more of them than the batch.
+        longer = at_most(size + 1, batch.num_examples)
+        return chunk + 1, tf.cond(
+            end - start > size, lambda: with_rows(longer), lambda: with_rows(size)
         )
-        new_sums, y_pred, state = run(part)
-        sums = keras.tree.map_structure(lambda a, b: None if a is None else a + b, sums, new_sums)
-        outputs = part.placed(y_pred, outputs)
-        return chunk + 1, pack((sums, outputs, [value for _, value in state]))
 
     # One after the other: the memory is that of one chunk. Without the dependency the loop's first
     # turn would run beside the first chunk.
@@ -96,6 +120,32 @@ def _in_chunks(run, batch, chunks):
     )
     sums, y_pred, values = unpack(packed)
     return sums, with_masks(y_pred, batch.masks), list(zip(variables, values, strict=True))
+
+
+def _check_ghosts(model, x):
+    """Let the layers check whose ghosts they make: here they know the number of their rows.
+
+    Args:
+        model: the model.
+        x: its (nested) inputs, of which only shapes and dtypes count.
+
+    Raises:
+        ValueError: if a layer in training makes ghosts of something else than examples.
+    """
+    layers = tuple(id(layer) for layer in ghost_layers(model))
+    if _checked.get(model, ()) == layers:
+        return
+    rows = 2**13 - 1
+    specs = keras.tree.map_structure(
+        lambda t: None if t is None else tf.TensorSpec((rows, *t.shape[1:]), t.dtype), x
+    )
+
+    def trace(x):
+        with keras.StatelessScope(), part_of_batch(2 * rows, 0, rows):
+            call_model(model, x)
+
+    tf.function(trace, autograph=False).get_concrete_function(specs)
+    _checked[model] = layers
 
 
 def _masks(model, x):

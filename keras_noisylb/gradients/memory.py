@@ -14,24 +14,25 @@ ALLOWANCE = 3
 SAME_MEMORY = {"Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "StopGradient"}
 
 
-def fewest_chunks(bytes_of, limit, batch_size, ghost):
+def fewest_chunks(bytes_of, limit, batch_size, ghosts):
     """The smallest power of two of chunks that keeps a step within a limit.
 
     Args:
         bytes_of: function from the examples of a chunk to the bytes that it takes.
         limit: bytes.
         batch_size: examples of the batch.
-        ghost: examples that are kept together.
+        ghosts: the layers' ghost batch sizes.
 
     Returns:
         Tuple `(number, bytes)`; the number is `None`, and the bytes those of the smallest chunk,
         where no number is enough.
     """
-    numbers = [2**k for k in range(max(batch_size // ghost, 1).bit_length())]
+    most = cut(batch_size, batch_size, ghosts).number
+    numbers = [2**k for k in range(most.bit_length())]
     low, high, found = 0, len(numbers), {}
     while low < high:
         middle = (low + high) // 2
-        found[middle] = bytes_of(cut(batch_size, numbers[middle], ghost).first)
+        found[middle] = bytes_of(cut(batch_size, numbers[middle], ghosts).largest)
         low, high = (low, middle) if found[middle] <= limit else (middle + 1, high)
     if low == len(numbers):
         return None, found[low - 1]
@@ -60,7 +61,7 @@ def chunk_bytes(model, statistic, specs, num_rows, true_labels=False):
     )
 
     def compute(x):
-        batch = Batch(x, tf.zeros((num_rows, 1)))
+        batch = Batch(x, tf.zeros((num_rows, 1)), single=False)
         recorded, gradients, sums = statistic.measure(objective, batch, Draws(tf.zeros(2, "int32")))
         return recorded.with_extra(gradients), sums
 

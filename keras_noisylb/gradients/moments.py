@@ -10,7 +10,7 @@ class WithMoments(Statistic):
     """Another statistic, and beside it the moments `(tr Σ, |G|² of the data loss, |G|²)`.
 
     Σ is the covariance of one example's gradient and G the expected gradient, without and with
-    regularisers. All three are unbiased. The batch must be computed in two chunks or more.
+    regularisers. All three are unbiased.
 
     Args:
         inner: the other statistic.
@@ -22,7 +22,7 @@ class WithMoments(Statistic):
     def measure(self, objective, batch, draws):
         recorded, gradients, sums = self.inner.measure(objective, batch, draws)
         known = as_statistics(gradients, objective.variables)
-        return recorded, gradients, (sums, contrasted(known, batch), known)
+        return recorded, gradients, (sums, contrasted(recorded, gradients), known)
 
     def finish(self, sums, gradients, num_examples):
         sums, contrast, data = sums

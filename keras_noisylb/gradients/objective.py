@@ -207,11 +207,11 @@ class Recorded:
         gradients = self.tape.gradient(self.data_loss, self.objective.variables)
         return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
 
-    def output_gradients(self):
-        """The gradient of the Fisher's loss at the (flat) outputs."""
+    def output_gradients(self, loss):
+        """The gradient of a recorded loss at the (flat) outputs."""
         outputs = keras.tree.flatten(self.y_pred)
         zero = tf.UnconnectedGradients.ZERO
-        return outputs, self.tape.gradient(self.fisher_loss, outputs, unconnected_gradients=zero)
+        return self.tape.gradient(loss, outputs, unconnected_gradients=zero)
 
     def with_extra(self, gradients):
         """`gradients` and those of the model's own losses."""

@@ -137,7 +137,7 @@ class Replay:
 
     def arrays(self):
         """Inputs, output gradients and recorded values: all that `one_example` needs."""
-        _, gradients = self.recorded.output_gradients()
+        gradients = self.recorded.output_gradients(self.recorded.fisher_loss)
         return keras.tree.flatten(self.x), gradients, self.saved
 
     def one_example(self, example):

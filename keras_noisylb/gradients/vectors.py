@@ -4,8 +4,13 @@ They need no per-example gradient, so they accept every model and every loss tha
 examples. Both vectors are written v; docs/noise.md derives their covariances.
 """
 
+import dataclasses
+
+import keras
 import tensorflow as tf
 
+from keras_noisylb.gradients.accumulate import packing
+from keras_noisylb.gradients.batch import halves_contrast
 from keras_noisylb.gradients.objective import statistics_dtype
 from keras_noisylb.gradients.statistic import Statistic, where_known
 
@@ -17,22 +22,10 @@ class Weighted(Statistic):
         # One number for each example of the whole batch, whatever the chunks.
         weights = draws.normal((batch.num_examples,), "float32")
         recorded = objective.record(batch, draws)
-        outputs, gradients = recorded.output_gradients()
-        weights = batch.rows(weights)
-        weighted = [
-            g * tf.cast(tf.reshape(weights, (-1, *[1] * (len(g.shape) - 1))), g.dtype)
-            for g in gradients
-        ]
+        output_gradients = recorded.output_gradients(recorded.fisher_loss)
         gradients = recorded.data_gradients()
-        # One backward pass after the other: both at once would need a third more memory.
-        with tf.control_dependencies([g for g in gradients if g is not None]):
-            weighted = [tf.identity(w) for w in weighted]
-        found = recorded.tape.gradient(outputs, objective.variables, output_gradients=weighted)
-        return (
-            recorded,
-            gradients,
-            as_statistics(where_known(gradients, found), objective.variables),
-        )
+        found = _weighted_sum(recorded, output_gradients, batch.rows(weights), gradients)
+        return recorded, gradients, where_known(gradients, found)
 
     def finish(self, sums, gradients, num_examples):
         # The sums are those of w_i g_i / M.
@@ -43,13 +36,15 @@ class Split(Statistic):
     """v = sqrt(n_A n_B / M) (G_A - G_B), G_A and G_B the mean gradients of the batch's halves.
 
     Cov(v) is the covariance of one example's gradient, the centred matrix of the paper's
-    equation 3. The batch must be computed in two chunks or more.
+    equation 3. The halves are chunks of whole ghosts where the batch has two chunks or more. Else
+    they are the first and the second half of its rows, their gradients are taken through the
+    ghosts that they share, and that costs one more backward pass.
     """
 
     def measure(self, objective, batch, draws):
         recorded = objective.record(batch, draws)
         gradients = recorded.data_gradients()
-        return recorded, gradients, contrasted(as_statistics(gradients, objective.variables), batch)
+        return recorded, gradients, contrasted(recorded, gradients)
 
     def finish(self, sums, gradients, num_examples):
         return sums
@@ -64,6 +59,50 @@ def as_statistics(gradients, variables):
     ]
 
 
-def contrasted(gradients, batch):
-    """The chunk's part of the scaled difference of the halves' gradients."""
-    return [None if g is None else g * tf.cast(batch.contrast, g.dtype) for g in gradients]
+def contrasted(recorded, gradients):
+    """The chunk's part of the scaled difference of the halves' gradients.
+
+    Args:
+        recorded: a `Recorded`.
+        gradients: the chunk's part of the data loss' gradient.
+
+    Returns:
+        List aligned with the trainable variables.
+    """
+    objective, batch = recorded.objective, recorded.batch
+
+    def of_chunk():
+        known = as_statistics(gradients, objective.variables)
+        return [None if g is None else g * tf.cast(batch.contrast, g.dtype) for g in known]
+
+    def of_rows(recorded):
+        total = batch.num_rows  # all of them
+        half = (total + 1) // 2
+        contrast = halves_contrast(tf.range(total) < half, half, total)
+        output_gradients = recorded.output_gradients(recorded.data_loss)
+        found = _weighted_sum(recorded, output_gradients, contrast, gradients)
+        return where_known(gradients, found)
+
+    if isinstance(batch.single, bool):
+        return of_rows(recorded) if batch.single else of_chunk()
+    # A forward pass of its own: that of the batch's gradient is not kept in memory for it.
+    pack, unpack = packing(gradients)
+    found = tf.cond(
+        batch.single,
+        lambda: pack(of_rows(dataclasses.replace(objective, labels=None).record(batch, None))),
+        lambda: pack(of_chunk()),
+    )
+    return unpack(found)
+
+
+def _weighted_sum(recorded, output_gradients, weights, gradients):
+    """Σ_i w_i g_i / M over the chunk, from the outputs' gradients: one more backward pass."""
+    # After that of the batch's `gradients`: both at once would need a third more memory.
+    with tf.control_dependencies([g for g in gradients if g is not None]):
+        weighted = [
+            g * tf.cast(tf.reshape(weights, (-1, *[1] * (len(g.shape) - 1))), g.dtype)
+            for g in output_gradients
+        ]
+    outputs, variables = keras.tree.flatten(recorded.y_pred), recorded.objective.variables
+    found = recorded.tape.gradient(outputs, variables, output_gradients=weighted)
+    return as_statistics(found, variables)
