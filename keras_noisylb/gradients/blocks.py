@@ -85,22 +85,30 @@ class Rows(Block):
         self.num_rows = num_rows
 
     def sums(self):
-        # A row that example i reads n times appears n times below, each time with its whole
-        # gradient: dividing the squares by n counts it once.
+        # What example i reads more than once is added up at the first of its places among the
+        # sorted ids, before it is squared; the other places stay zero.
         ids, d = self.arrays
-        same = tf.cast(ids[:, :, None] == ids[:, None, :], d.dtype)
-        count = tf.reduce_sum(same, axis=-1, keepdims=True)
-        squares = tf.square(tf.matmul(same, d)) / count
-        return self._scatter(d), self._scatter(squares)
+        ordered = tf.sort(ids, axis=1)
+        places = tf.searchsorted(ordered, ids)
+        rows = _sum_by_example(d, places, sizes(ids)[1])
+        return self._sum_by_row(d, ids), self._sum_by_row(tf.square(rows), ordered)
 
-    def _scatter(self, values):
+    def _sum_by_row(self, values, ids):
         values = tf.reshape(values, (-1, values.shape[-1]))
-        ids = tf.reshape(self.arrays[0], (-1,))
-        return tf.math.unsorted_segment_sum(values, ids, self.num_rows)
+        return tf.math.unsorted_segment_sum(values, tf.reshape(ids, (-1,)), self.num_rows)
 
     def per_example(self):
         ids, d = self.arrays
-        return tf.matmul(tf.one_hot(ids, self.num_rows, dtype=d.dtype), d, transpose_a=True)
+        return _sum_by_example(d, ids, self.num_rows)
+
+
+def _sum_by_example(values, places, count):
+    """Add up the `values` (M, T, q) of each example by their `places` (M, T): (M, count, q)."""
+    examples = sizes(places)[0]
+    places = tf.reshape(places + count * tf.range(examples)[:, None], (-1,))
+    flat = tf.reshape(values, (-1, values.shape[-1]))
+    summed = tf.math.unsorted_segment_sum(flat, places, examples * count)
+    return tf.reshape(summed, (examples, count, values.shape[-1]))
 
 
 class Pieces(Block):
@@ -168,7 +176,12 @@ class Shared(Block):
 
 def added(blocks):
     """The block of a variable that is used once for each of `blocks`."""
-    return blocks[0] if len(blocks) == 1 else Shared(blocks)
+    if len(blocks) == 1:
+        return blocks[0]
+    if all(isinstance(block, Rows) for block in blocks):
+        ids, d = (tf.concat(parts, 1) for parts in zip(*(b.arrays for b in blocks), strict=True))
+        return Rows(ids, d, blocks[0].num_rows)
+    return Shared(blocks)
 
 
 def summed(d, shape):
