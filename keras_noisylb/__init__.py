@@ -18,6 +18,7 @@ from keras_noisylb import data, diagnostics, gradients, models, noise, quadratic
 from keras_noisylb.advise import advise
 from keras_noisylb.batch_change import BatchChange
 from keras_noisylb.callbacks import NoiseTermination
+from keras_noisylb.compare import compare
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
 from keras_noisylb.monitor import GradientNoiseMonitor
 from keras_noisylb.noise import (
@@ -49,6 +50,7 @@ __all__ = [
     "noisy_gradients",
     "report",
     "advise",
+    "compare",
     # noises
     "DiagonalFisher",
     "FisherTrace",

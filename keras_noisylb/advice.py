@@ -123,13 +123,17 @@ class Advice:
                 f"  after {updates} updates: {found.value:.4g} ({found.lower:.4g} to "
                 f"{found.upper:.4g})"
             )
-        if self.trials:
-            lines.append(
-                f"Loss after short runs with batches of {self.largest_batch_size}, "
-                f"{self.first_loss:.4g} before:"
-            )
-            lines += [f"  at rate {rate:.4g}: {loss:.4g}" for rate, loss in self.trials]
-        return lines
+        return [*lines, *self.tried()]
+
+    def tried(self) -> list[str]:
+        """How the short runs with the large batch ended, in a sentence; empty without them."""
+        if not self.trials:
+            return []
+        losses = ", ".join(f"{loss:.4g} at rate {rate:.4g}" for rate, loss in self.trials)
+        return [
+            f"Loss after short runs with batches of {self.largest_batch_size}, "
+            f"{self.first_loss:.4g} before: {losses}."
+        ]
 
     def advised(self) -> list[str]:
         """What follows from it, in sentences."""

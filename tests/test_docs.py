@@ -70,8 +70,10 @@ def test_tuning_searches():
     assert int(names["model"].optimizer.iterations) == updates
 
 
-def test_advice_on_your_own_problem():
-    advice = run("your_problem", (("updates=200", "updates=10"),))["advice"]
+def test_your_own_problem():
+    names = run("your_problem", (("updates=200", "updates=10"), ("epochs=5", "epochs=1")))
+    assert [row["steps"] for row in names["rows"].values()] == [94, 6, 6]
+    advice = names["advice"]
     assert advice.updates == (1, 10)
     assert advice.early.lower < advice.early.value < advice.early.upper
 

@@ -100,7 +100,14 @@ COPIED = [
 ]
 # What holds no state: functions, and what functions return or read in plain Python and NumPy.
 STATELESS = [
-    *(nlb.noisy_gradients, nlb.report, nlb.advise, nlb.noise_scale, nlb.replace_batch_norm),
+    *(
+        nlb.noisy_gradients,
+        nlb.report,
+        nlb.advise,
+        nlb.compare,
+        nlb.noise_scale,
+        nlb.replace_batch_norm,
+    ),
     *(nlb.linear_scaling, nlb.matched_multiplier, nlb.noise_temperature, nlb.sqrt_scaling),
     nlb.schedules.peak,
     *(nlb.models.get, nlb.models.names),

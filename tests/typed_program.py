@@ -130,6 +130,8 @@ def advised(model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
     assert_type(advice.largest_batch_size, int)
     assert_type(advice.late, diagnostics.CriticalBatchSize)
     assert_type(advice.multiplier, float | None)
+    rows = nlb.compare(models.LeNet, (x, y), None, learning_rate={"sb": 0.1}, multiplier="matched")
+    assert_type(rows["lb"], dict[str, Any])
     assert_type(nlb.matched_multiplier(4096, 128, 1.6, small_learning_rate=0.1), float)
     assert_type(nlb.noise_temperature(0.1, batch_size=128, momentum=0.9), float)
 

@@ -161,4 +161,4 @@ def main():
     app()
 
 
-from noisylb import figure_command, table_commands, tune_command  # noqa: F401 -- they need what is above
+from noisylb import batch_size_command, figure_command, table_commands, tune_command  # noqa: F401 -- they need what is above

@@ -56,8 +56,15 @@ class Options:
         "Regimes to train, separated by commas. Beside the default: lb-full, lb-full-split, "
         "lb-true, lb-kfac, lb-isotropic, multiplicative, batch-change.",
     )
-    model: str = option("lenet", "Model, one of keras_noisylb.models.")
-    dataset: str = option("fashion_mnist_small", "Data set, one of keras_noisylb.data.")
+    model: str = option(
+        "lenet",
+        "Model, one of keras_noisylb.models, or a function that builds yours, such as "
+        "package.module:function.",
+    )
+    dataset: str = option(
+        "fashion_mnist_small",
+        "Data set, one of keras_noisylb.data, a file FILE.npz, or a name in --data-dir.",
+    )
     data_dir: str | None = option(None, "Folder of the prepared TFDS data sets.")
     large_batch_size: int = option(1000, "Batch size of the large-batch regimes.")
     small_batch_size: int = option(50, "Batch size of SB, and the one that the noise imitates.")
@@ -95,7 +102,9 @@ class Options:
     conv: str = option("exact", "Formula for convolutions: exact or uncorrelated.")
     engine: str = option("auto", "Engine of the noise: auto, layerwise or vectorized_map.")
     max_examples: int | None = option(None, "Examples per batch that estimate the noise (all).")
-    normalization: str = option("ghost", "Normalization of the model: ghost, batch or none.")
+    normalization: str | None = option(
+        None, "Normalization of the model: ghost, batch or none (ghost)."
+    )
     ghost_batch_size: int | None = option(None, "Ghost batch size (the small batch size).")
     l2: float = option(0.0, "L2 penalty of the model's weights.")
     weight_decay: float = option(0.0, "Decoupled weight decay of adamw.")
@@ -157,6 +166,8 @@ class Options:
             ("engine", "auto", "layerwise", "vectorized_map"),
             ("normalization", "ghost", "batch", "none"),
         ):
+            if self.normalization is None and name == "normalization":
+                continue
             if getattr(self, name) not in choices:
                 self.refuse(name, f"{', '.join(choices[:-1])} or {choices[-1]}")
         if self.weight_decay and self.optimizer == "sgd":
@@ -182,6 +193,11 @@ class Options:
         raise ValueError(
             f"{flag} received {getattr(self, name)!r}, expected {expected}. Change {flag}."
         )
+
+    @property
+    def own_model(self):
+        """Whether the model is a user's function, not one of the package."""
+        return ":" in self.model
 
     @property
     def regime_names(self):
@@ -224,6 +240,8 @@ class Options:
         values["regimes"] = list(self.regime_names)
         values["seeds"] = list(self.seed_list)
         values["learning_rate"] = self.learning_rates
+        if self.normalization is None and not self.own_model:
+            values["normalization"] = "ghost"
         if self.ghost_batch_size is None:
             values["ghost_batch_size"] = self.small_batch_size
         return values

@@ -28,13 +28,55 @@ def read(name, data_dir):
     return _read(builder, "train"), _read(builder, "test")
 
 
-def _builder(name, data_dir):
-    """Opens a prepared copy of any version by its files alone; downloads one if there is none."""
+def is_prepared(name, data_dir):
+    """Whether there is a prepared copy of a data set.
+
+    Args:
+        name: of the data set.
+        data_dir: as in `load`.
+    """
+    return bool(_versions(_folder(name, data_dir)))
+
+
+def read_supervised(name, data_dir):
+    """The inputs and labels of any prepared copy, as they are stored.
+
+    Args:
+        name: of the data set.
+        data_dir: as in `load`.
+
+    Returns:
+        Tuple `(train, test)` of tuples `(x, y)`; `test` is `None` if there is neither a split
+        "test" nor "validation".
+
+    Raises:
+        ValueError: if it has no split "train", or no pair of inputs and labels.
+        OSError: if the files are damaged.
+    """
+    builder = _builder(name, data_dir)
+    found, features = builder.info.splits, list(builder.info.features)
+    keys = builder.info.supervised_keys or ("image", "label")
+    if "train" not in found or len(keys) != 2 or not set(keys) <= set(features):
+        raise ValueError(
+            f"The data set in {builder.data_path} has the splits {', '.join(found)} and the "
+            f"features {', '.join(features)}, expected a split train, and an input and a label. "
+            "Save its arrays as FILE.npz instead."
+        )
+    test = next((part for part in ("test", "validation") if part in found), None)
+    return _read(builder, "train", keys), test and _read(builder, test, keys)
+
+
+def _folder(name, data_dir):
     if data_dir is None and name == BUNDLED:
         data_dir = PACKAGE
     elif data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    folder = tfds.core.Path(data_dir).expanduser() / name
+    return tfds.core.Path(data_dir).expanduser() / name
+
+
+def _builder(name, data_dir):
+    """Opens a prepared copy of any version by its files alone; downloads one if there is none."""
+    folder = _folder(name, data_dir)
     if not _versions(folder):
         _download(name, folder)
     directory = folder / str(max(_versions(folder)))
@@ -71,13 +113,13 @@ def _download(name, folder):
         ) from error
 
 
-def _read(builder, part):
+def _read(builder, part, keys=("image", "label")):
     try:
         expected = builder.info.splits[part].num_examples
         # A cached copy would stay in memory beside the array.
         config = tfds.ReadConfig(try_autocache=False)
         data = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1, read_config=config))
-        images, labels = data["image"], data["label"]
+        images, labels = (data[key] for key in keys)
     except Exception as error:
         raise OSError(_damaged(builder.data_path, f"{part} split", error)) from error
     if len(images) != expected:

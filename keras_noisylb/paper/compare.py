@@ -1,6 +1,5 @@
 """The comparison: every regime with every seed, then a table and a picture."""
 
-import inspect
 import pathlib
 import time
 
@@ -12,6 +11,7 @@ from keras_noisylb import data as data_sets
 from keras_noisylb import models
 from keras_noisylb.optimizer import check_placement
 from keras_noisylb.paper import figures, records, runs, splits, tables
+from keras_noisylb.paper.problem import Problem, named
 from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import choose
 from keras_noisylb.report import report as noise_report
@@ -35,47 +35,38 @@ def builder(options, num_classes, input_shape):
     Raises:
         ValueError: if the model is unknown, or lacks an option that was asked for.
     """
-    function = models.get(options.model)
-    wanted = {
-        "num_classes": num_classes,
-        "input_shape": input_shape,
-        "normalization": None if options.normalization == "none" else options.normalization,
-        "ghost_batch_size": options.ghost_batch_size or options.small_batch_size,
-        "l2": options.l2,
-    }
-    missing = wanted.keys() - inspect.signature(function).parameters.keys()
-    for name in missing:
-        if name in {"num_classes", "input_shape"} or (name == "l2" and options.l2):
-            raise ValueError(f"--model {options.model} has no option {name!r}. Change --model.")
-    arguments = {name: value for name, value in wanted.items() if name not in missing}
-    return lambda: function(**arguments)
+    problem = Problem(models.get(options.model), False, None)
+    return problem.builder(options, num_classes, input_shape)
 
 
-def prepare(options):
+def prepare(options, problem=None):
     """Check everything that can be checked before the first folder is written.
 
     Args:
         options: the options of the run.
+        problem: a `Problem`; `None` for that which the options name.
 
     Returns:
-        Tuple `(regimes, build, data)`.
+        Tuple `(regimes, build, data, identity)`, the last one what a record says of model and data
+        beside the options.
 
     Raises:
         CompareError: if the options fit no regime, model or data.
     """
     try:
-        models.get(options.model)
+        problem = named(options) if problem is None else problem
         regimes = choose(options)
         for regime, rate in regimes.values():
             regime.batch_change(options)
             if regime.noise is not None:
                 check_placement(options.placement, regime.noise_at(options, rate))
-        data = splits.load(options)
-        build = builder(options, data.num_classes, data.x_train.shape[1:])
-        build()
+        data = splits.load(options, problem.examples)
+        build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
+        network = problem.built(options, build)
+        problem.check(options, network, data)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
-    return regimes, build, data
+    return regimes, build, data, problem.identity(network)
 
 
 def report(folder, options, regimes, results, reported, console):
@@ -123,13 +114,14 @@ def report(folder, options, regimes, results, reported, console):
     return summary
 
 
-def compare(options):
+def compare(options, problem=None):
     """Train every regime with every seed for equal epochs, and report what was measured.
 
     What was finished before in the same folder is not trained again.
 
     Args:
         options: `noisylb.options.Options`, or an object with the same attributes.
+        problem: the `Problem` to train; `None` for that which the options name.
 
     Returns:
         Dictionary of regime name to the numbers of its row in the table.
@@ -150,9 +142,9 @@ def compare(options):
     def say(text):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    regimes, build, data = prepare(options)
+    regimes, build, data, identity = prepare(options, problem)
     folder = pathlib.Path(options.output)
-    records.open_folder(folder, options.resolved(), UNCOMPARED)
+    records.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED)
     reported = "validation" if options.validation_fraction else "test"
     results = {name: [] for name in regimes}
     began, number, total = time.perf_counter(), 0, len(regimes) * len(options.seed_list)
@@ -169,6 +161,26 @@ def compare(options):
             results[name].append((record, history))
     say(f"{time.perf_counter() - began:.0f} s")
     return report(folder, options, regimes, results, reported, console)
+
+
+def network_of(options):
+    """The network that the options name; data sets of the package are not loaded for it.
+
+    Args:
+        options: the options of the run.
+
+    Raises:
+        ValueError: if there is no such model or data set, or they do not fit.
+        OSError: if the data cannot be read.
+    """
+    problem = named(options)
+    if problem.examples is None:
+        found = data_sets.info(options.dataset)
+        shape, num_classes = splits.image_shape(options), found.num_classes
+    else:
+        split = splits.load(options, problem.examples)
+        shape, num_classes = split.x_train.shape[1:], split.num_classes
+    return problem.built(options, problem.builder(options, num_classes, shape))
 
 
 def show_report(options):
@@ -188,10 +200,9 @@ def show_report(options):
                 f"a report is about one regime with noise. Received: {', '.join(regimes)}. "
                 "Change --regime."
             )
-        found = data_sets.info(options.dataset)
-        network = builder(options, found.num_classes, splits.image_shape(options))()
+        network = network_of(options)
         result = noise_report(network, regime.noise_at(options, rate), options.large_batch_size)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     console = Console()
     console.print(f"{regime.title}: {options.model}, batch {options.large_batch_size}")

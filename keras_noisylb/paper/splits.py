@@ -85,11 +85,12 @@ class Split:
         return Batches(self.x_train, self.y_train, batch_size, seed, augment=augment)
 
 
-def load(options):
+def load(options, examples=None):
     """Load what the options ask for.
 
     Args:
         options: the options of the run.
+        examples: a user's `Examples`; `None` loads the data set of the package.
 
     Returns:
         A `Split`.
@@ -97,9 +98,13 @@ def load(options):
     Raises:
         ValueError: if the data set is unknown or too small for the options.
     """
-    (x_train, y_train), (x_test, y_test) = data.load(options.dataset, options.data_dir)
-    num_classes = data.info(options.dataset).num_classes
-    image_shape(options)
+    if examples is None:
+        (x_train, y_train), (x_test, y_test) = data.load(options.dataset, options.data_dir)
+        num_classes = data.info(options.dataset).num_classes
+        image_shape(options)
+    else:
+        (x_train, y_train), (x_test, y_test), num_classes = examples
+        image_shape(options, x_train.shape[1:])
     data.check_arrays(x_train, y_train)
     if options.validation_fraction:
         (x_train, y_train), (x_test, y_test) = data.split(
@@ -132,16 +137,26 @@ def load(options):
     return Split(x_train, y_train[kept], x_test, y_test, num_classes, held_out)
 
 
-def image_shape(options):
-    """Shape (height, width, channels) of the images that the network gets.
+def image_shape(options, shape=None):
+    """Shape of the examples that the network gets, (height, width, channels) of images.
 
     Args:
         options: the options of the run.
+        shape: of an example of the data; `None` for that of the data set of the package.
 
     Raises:
-        ValueError: if tiles are larger than the images.
+        ValueError: if tiles are larger than the images, or if the examples are no images.
     """
-    height, width, channels = data.info(options.dataset).image_shape
+    shape = data.info(options.dataset).image_shape if shape is None else shape
+    if len(shape) != 3:
+        for flag, value in (("--pool", options.pool > 1), ("--augment", options.augment)):
+            if value:
+                raise ValueError(
+                    f"{flag} is for images (height, width, channels), but the examples of "
+                    f"{options.dataset} have the shape {shape}. Leave {flag} out."
+                )
+        return shape
+    height, width, channels = shape
     if options.pool > min(height, width):
         raise ValueError(
             f"--pool received {options.pool}, expected at most {min(height, width)}, the size of "
