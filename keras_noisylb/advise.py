@@ -67,7 +67,8 @@ def advise(
             one size, `(x, y)` or `(x, y, sample_weight)`.
         y: targets; `None` with a dataset.
         batch_size: the batch size in use; `None` with a dataset, whose batches say it.
-        learning_rate: the learning rate in use, its peak; `None` takes that of the optimizer.
+        learning_rate: the learning rate in use, its peak; `None` takes that of the
+            optimizer.
         loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean; `None`
             takes that which the model is compiled with.
         optimizer: a Keras optimizer, of which a copy is used; `None` takes that which the model is

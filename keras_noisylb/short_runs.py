@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_noisylb.diagnostics.batches import minibatches
 from keras_noisylb.diagnostics.checks import MeanLoss, check_model
 from keras_noisylb.gradients.objective import call_model
-from keras_noisylb.schedules import WarmupStepDecay
+from keras_noisylb.schedules import WarmupStepDecay, peak
 from keras_noisylb.training import NoisyModel
 
 
@@ -179,13 +179,7 @@ def _optimizer(model, optimizer):
 
 
 def _learning_rate(optimizer, learning_rate):
-    if learning_rate is None:
-        learning_rate = optimizer.get_config()["learning_rate"]
-        if isinstance(learning_rate, dict):
-            raise ValueError(
-                "The optimizer's learning rate is a schedule: hand its peak as `learning_rate`. "
-                f"Received: {learning_rate['class_name']}"
-            )
+    learning_rate = peak(optimizer) if learning_rate is None else learning_rate
     positive_rate("learning_rate", learning_rate)
     return float(learning_rate)
 
