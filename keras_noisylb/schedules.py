@@ -67,7 +67,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
         if self.warmup_steps:
             rate = rate * ops.minimum((step + 1.0) / self.warmup_steps, 1.0)
         for boundary in self.decay_steps:
-            rate = rate * ops.where(step >= boundary, self.decay_factor, 1.0)
+            rate = ops.where(step >= boundary, rate * self.decay_factor, rate)
         return rate
 
     def get_config(self) -> dict[str, Any]:

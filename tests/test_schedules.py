@@ -43,6 +43,12 @@ def test_equals_a_loop(config):
         assert actual[0].dtype == "float32"
 
 
+def test_in_a_program_of_float64(float64):
+    schedule = WarmupStepDecay(*CONFIGS[1])
+    found = [float(schedule(step)) for step in range(20)]
+    np.testing.assert_allclose(found, [reference(k, *CONFIGS[1]) for k in range(20)], rtol=1e-6)
+
+
 def test_drives_an_optimizer_and_is_restored_with_it():
     optimizer = keras.optimizers.SGD(WarmupStepDecay(0.8, warmup_steps=2, decay_steps=[3]))
     optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))

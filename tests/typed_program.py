@@ -90,6 +90,7 @@ def train(x: np.ndarray, y: np.ndarray) -> None:
     assert_type(nlb.sqrt_scaling(0.1, batch_size=4096, base_batch_size=128), float)
     rate = nlb.WarmupStepDecay(1.6, warmup_steps=120, decay_steps=[1200, 1800])
     assert_type(nlb.schedules.WarmupStepDecay(1.6)(3), Any)
+    assert_type(nlb.schedules.peak(keras.optimizers.SGD(rate)), float)
     optimizer = nlb.NoisyOptimizer(
         keras.optimizers.SGD(rate, momentum=0.9), noise=noises()[0], placement="update", seed=1
     )
