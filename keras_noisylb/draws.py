@@ -25,6 +25,10 @@ class Draws:
         # One seed for each call: tensors of different shapes drawn from the same one share numbers.
         return tf.random.fold_in(self.seed, next(self._calls))
 
+    def restarted(self):
+        """The same source from its beginning, for what may be traced or run any number of times."""
+        return Draws(self.seed)
+
     def fold_in(self, number):
         """A source of its own for `number`, such as a replica or the place of a chunk."""
         return Draws(tf.random.fold_in(self._next(), number))

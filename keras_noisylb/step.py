@@ -144,7 +144,8 @@ class Step:
         computed, found, moments = self._compute(measured, halves)
         used = found if measured is statistic else self.stored
         amplitude = self.parts.amplitude(self.noise, self.batch.num_examples)
-        sample = statistic.arrange(self.noise.sample(used, amplitude, self.noise_draws))
+        draws = self.noise_draws.restarted().fold_in(1)
+        sample = statistic.arrange(self.noise.sample(used, amplitude, draws))
         pairs = zip(computed.gradients, sample, strict=True)
         noise = [None if g is None or n is None else tf.cast(n, g.dtype) for g, n in pairs]
         stored = None if self.stored is None else used
@@ -158,7 +159,9 @@ class Step:
         if self.monitored:
             statistic, halves = WithMoments(statistic), True
         chunks = max(self.num_chunks, 2) if halves else self.num_chunks
-        computed = compute(self.objective, self.batch, statistic, self.draws, chunks)
+        # Every branch has the same numbers, however many of them are traced or run.
+        draws = self.draws and self.draws.restarted().fold_in(0)
+        computed = compute(self.objective, self.batch, statistic, draws, chunks)
         found, moments = computed.statistic if self.monitored else (computed.statistic, None)
         return computed, found, moments
 

@@ -348,11 +348,17 @@ def test_chunks_compiled_by_xla(make, rng):
     assert_same_training(*results)
 
 
-def test_masks_train_as_in_keras(rng):
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_masks_train_as_in_keras(run_eagerly, rng):
+    def network():
+        return keras.Sequential([
+            keras.Input((4,)), L.Embedding(7, 3, mask_zero=True), L.Dense(3)
+        ])  # fmt: skip
+
     x, y = sequences(rng, M + 1)
     plain, chunked = fit_pair(
-        masked_net, crossentropy("mean_with_sample_weight"), x, y, 3,
-        compiled={"metrics": ["accuracy"], "run_eagerly": True},
+        network, crossentropy("mean_with_sample_weight"), x, y, 3,
+        compiled={"metrics": ["accuracy"], "run_eagerly": run_eagerly},
     )  # fmt: skip
     assert_same_training(plain, chunked)
 

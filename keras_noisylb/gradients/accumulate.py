@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from keras_noisylb.ghosts import part_of_batch
 from keras_noisylb.gradients.batch import at_most, cut, ghost_layers, ghost_sizes
-from keras_noisylb.gradients.objective import call_model, mask_of, with_masks
+from keras_noisylb.gradients.masks import Masks
+from keras_noisylb.gradients.objective import call_model, with_masks
 
 _checked: weakref.WeakKeyDictionary[keras.Model, tuple] = weakref.WeakKeyDictionary()
 
@@ -52,7 +53,9 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
     """
 
     def run(batch):
-        recorded, gradients, sums = statistic.measure(objective, batch, draws)
+        # The same numbers whether a loop's body is traced once or run for every chunk.
+        own = draws and draws.restarted()
+        recorded, gradients, sums = statistic.measure(objective, batch, own)
         gradients = recorded.with_extra(gradients)
         return (gradients, sums, recorded.extra_loss), recorded.y_pred, recorded.state
 
@@ -63,8 +66,8 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
     else:
         if not isinstance(num_examples, int):
             _check_ghosts(objective.model, batch.x)
-        batch = dataclasses.replace(batch, masks=_masks(objective.model, batch.x))
-        sums, y_pred, state = _in_chunks(run, batch, chunks)
+        masks = Masks(objective.model, batch, chunks)
+        sums, y_pred, state = _in_chunks(run, dataclasses.replace(batch, masks=masks), chunks)
     gradients, sums, extra_loss = sums
     found = statistic.finish(sums, gradients, num_examples)
     return Computed(gradients, found, y_pred, extra_loss, state)
@@ -119,7 +122,11 @@ def _in_chunks(run, batch, chunks):
         parallel_iterations=1,
     )
     sums, y_pred, values = unpack(packed)
-    return sums, with_masks(y_pred, batch.masks), list(zip(variables, values, strict=True))
+    return (
+        sums,
+        with_masks(y_pred, batch.masks.of_batch(y_pred)),
+        list(zip(variables, values, strict=True)),
+    )
 
 
 def _check_ghosts(model, x):
@@ -146,13 +153,6 @@ def _check_ghosts(model, x):
 
     tf.function(trace, autograph=False).get_concrete_function(specs)
     _checked[model] = layers
-
-
-def _masks(model, x):
-    """The masks of the outputs for the whole batch: a loss may divide by what they leave."""
-    # In a graph, only the operations that make the masks remain of this forward pass.
-    with keras.StatelessScope():
-        return keras.tree.map_structure(mask_of, call_model(model, x))
 
 
 def packing(structure):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -31,7 +32,7 @@ class Batch:
         contrast: the weight of the chunk's gradient in the difference of the batch's halves.
         single: whether these are all rows, so that both halves are among them.
         state: tuple of `(state variable, value)` where it is not the variable's own.
-        masks: the masks of the whole batch's outputs, where the batch is computed in chunks.
+        masks: the `Masks` of the whole batch's outputs, where the batch is computed in chunks.
     """
 
     x: object
@@ -42,7 +43,7 @@ class Batch:
     contrast: object = 0.0
     single: object = True
     state: tuple = ()
-    masks: object = None
+    masks: Any = None
 
     @property
     def num_examples(self):
@@ -74,7 +75,7 @@ class Batch:
         examples = tf.maximum(examples, 1)
         return tf.minimum(rows, -(-max_examples * rows // examples))
 
-    def chunk(self, start, count, contrast, single=False, state=()):
+    def chunk(self, start, count, contrast=0.0, single=False, state=()):
         """The same batch with other rows to be computed."""
         return dataclasses.replace(
             self, start=start, count=count, contrast=contrast, single=single, state=state

@@ -107,7 +107,7 @@ class Objective:
         """
         whole = batch.placed(y_pred)
         if batch.masks is not None:
-            with_masks(whole, batch.masks)
+            with_masks(whole, batch.masks.of_batch(y_pred))
         regularised = [(v, v.value) for v in self.variables if v.regularizer is not None]
         # In the scope, what the loss counts for its metrics is forgotten: it is counted later.
         with keras.StatelessScope(state_mapping=regularised):

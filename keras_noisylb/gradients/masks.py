@@ -1,0 +1,58 @@
+"""The masks of a batch's outputs where the batch is computed in chunks."""
+
+import contextlib
+import itertools
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.ghosts import part_of_batch
+from keras_noisylb.gradients.objective import call_model, mask_of
+
+
+class Masks:
+    """The masks of the outputs for the whole batch: a loss may divide by what they leave.
+
+    Args:
+        model: the model.
+        batch: a `Batch`, whole.
+        chunks: the `Chunks` of it.
+    """
+
+    def __init__(self, model, batch, chunks):
+        self.model, self.batch, self.chunks = model, batch, chunks
+        self._found = None
+
+    def of_batch(self, y_pred):
+        """The masks, or `None` where there is none, nested as the outputs are.
+
+        Args:
+            y_pred: outputs for the first chunk; later ones are not looked at.
+        """
+        if self._found is None:
+            self._found = self._find(y_pred)
+        return self._found
+
+    def _find(self, y_pred):
+        first = keras.tree.map_structure(mask_of, y_pred)
+        if all(mask is None for mask in keras.tree.flatten(first)):
+            return first
+        if not tf.executing_eagerly():
+            # Only the operations that make the masks remain of this forward pass.
+            return self._of_rows(self.batch)
+        starts = [self.chunks.start(chunk) for chunk in range(self.chunks.number + 1)]
+        later = [
+            self._of_rows(self.batch.chunk(start, end - start))
+            for start, end in itertools.pairwise(starts[1:])
+        ]
+        return keras.tree.map_structure(
+            lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), first, *later
+        )
+
+    def _of_rows(self, part):
+        # A tape would keep what this pass computes in memory.
+        no_tape = tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext()
+        in_batch = part_of_batch(part.num_examples, part.first_row, part.num_rows)
+        with no_tape, in_batch, keras.StatelessScope():
+            y_pred = call_model(self.model, part.rows(part.x))
+        return keras.tree.map_structure(mask_of, y_pred)
