@@ -75,6 +75,11 @@ SHARED = {  # with the number of layers that keep their Kronecker factors
 }
 
 
+def assert_all_counted_once(report, model):
+    numbers = sum(v.value.shape.num_elements() for v in model.trainable_variables)
+    assert report.megabytes == pytest.approx(4 * numbers / 2**20)
+
+
 @pytest.mark.parametrize("case", SHARED)
 @pytest.mark.usefixtures("float64")
 def test_gradients_of_layers_that_share_a_variable_are_added(case, rng):
@@ -98,6 +103,7 @@ def test_gradients_of_layers_that_share_a_variable_are_added(case, rng):
     oracle.assert_close([squares[k] for k in diagonal], [fisher[k] for k in diagonal])
     whole, _ = nlb.noisy_gradients(*parts(problem), nlb.DiagonalFisher(2), 0)
     oracle.assert_close(whole, [g.mean(axis=0) for g in expected])
+    assert_all_counted_once(nlb.report(problem.model, nlb.DiagonalFisher(2), M), problem.model)
 
 
 def with_lora(rng, shape, layer, *more, words=False):
@@ -151,6 +157,7 @@ def test_variables_that_a_layer_s_rule_does_not_cover_are_seen(variable, rng):
             refused()
     report = nlb.report(problem.model, nlb.DiagonalFisher(2), M)
     assert {row.method for row in report.rows} == {"vectorized_map"}
+    assert_all_counted_once(report, problem.model)
     assert variable in report.notes[0]
     expected = oracle.one_by_one(problem.model, problem.loss, problem.x, problem.y)
     with pytest.warns(UserWarning, match=told):

@@ -127,22 +127,24 @@ def normalization(*, scale, shift=None):
         with keras.StatelessScope(state_mapping=substitutes):
             normalized = tf.cast(layer.call(use.inputs, **use.kwargs), d.dtype)
         blocks = {}
-        for name, variable, gradient in ((scale, gain, d * normalized), (shift, bias, d)):
-            if variable is not None:
-                gradient, shape = _trailing(layer, gradient, variable)
-                blocks[name] = offset(summed(gradient, shape), shape)
+        if gain is not None:
+            pieces = lambda d, n: [_summed_along(layer, d * n, gain)]  # noqa: E731
+            blocks[scale] = Pieces(pieces, d, normalized, compact=True)
+        if bias is not None:
+            pieces = lambda d: [_summed_along(layer, d, bias)]  # noqa: E731
+            blocks[shift] = Pieces(pieces, d, compact=True)
         return blocks
 
     return LayerRule(gradients, (scale, shift) if shift else (scale,))
 
 
-def _trailing(layer, gradient, variable):
-    """Bring the axes that the variable varies along to the end."""
+def _summed_along(layer, gradient, variable):
+    """Sum over all axes but that of the examples and those that the variable varies along."""
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     rank = len(gradient.shape)
     axes = [axis % rank for axis in axes]
     others = [axis for axis in range(rank) if axis not in axes]
-    return tf.transpose(gradient, others + axes), tuple(variable.shape)
+    return summed(tf.transpose(gradient, others + axes), tuple(variable.shape))
 
 
 def default_rules() -> LayerRules:
