@@ -177,6 +177,8 @@ class NoisyModel(keras.Model):
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
                 self._build_state(x, y)
+            elif isinstance(x, keras.utils.PyDataset):
+                self._build_state(*keras.utils.unpack_x_y_sample_weight(x[0])[:2])
         try:
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:

@@ -12,7 +12,8 @@ from noisylb.recipes import RECIPES
 from test_table import ROW, small_row  # noqa: F401 -- a fixture
 from typer.testing import CliRunner
 
-from keras_noisylb.paper import runs, search, splits
+from keras_noisylb import data
+from keras_noisylb.paper import estimate, runs, search, splits
 from keras_noisylb.paper.compare import builder
 from keras_noisylb.paper.records import CompareError
 from keras_noisylb.paper.regimes import choose
@@ -28,26 +29,28 @@ def tune(output, *arguments):
     return CliRunner().invoke(app, ["tune", "2", *common, *arguments])
 
 
-def test_a_search_from_the_command_line(tmp_path, small_row):
-    wanted = ("--regimes", "lb-diagonal", "--parts", "learning_rate,multiplier", "--seeds", "2")
+def test_a_search_from_the_command_line(tmp_path, small_row, monkeypatch):
+    timing = {"seconds": {32: 1.0, 128: 4.0}, "start": 1.0, "device": "an abacus"}
+    monkeypatch.setattr(estimate, "time_row", lambda row: timing)
+    wanted = ("--regimes", "lb", "--parts", "learning_rate,momentum", "--seeds", "2")
     first = tune(tmp_path, *wanted, "--trials", "1")
     assert first.exit_code == 0, first.output
-    path = tmp_path / "tiny" / ROW / "lb-diagonal-search" / search.RECORD
+    path = tmp_path / "tiny" / ROW / "lb-search" / search.RECORD
     record = json.loads(path.read_text())
     (best,) = record["trials"]
     assert best["score"] == pytest.approx(np.mean(list(best["seed_scores"].values())), rel=1e-5)
     assert record["config"]["validation_fraction"] == pytest.approx(1 / 6)
     shown = f"{100 * best['score']:.2f} ± {100 * best['std']:.2f}"
-    rate, multiplier = best["values"]["learning_rate"], best["values"]["multiplier"]
+    rate, momentum = best["values"]["learning_rate"], best["values"]["momentum"]
     assert shown in first.output
-    assert f"learning_rate {rate:.4g}, multiplier {multiplier:.4g}" in first.output
+    assert f"learning_rate {rate:.4g}, momentum {momentum:.4g}" in first.output
     assert not list(tmp_path.glob("**/checkpoint*"))
 
     again = tune(tmp_path, *wanted, "--trials", "1")
     assert "1 runs, 1 of them finished before." in again.output and shown in again.output
     plan = tune(tmp_path, *wanted, "--trials", "3", "--dry-run")
     assert "1 of 3 trials" in plan.output
-    other = tune(tmp_path, *wanted, "--trials", "3", "--parts", "multiplier")
+    other = tune(tmp_path, *wanted, "--trials", "3", "--parts", "momentum")
     assert other.exit_code == 2 and "holds a run of other options: parts" in other.stderr
     assert json.loads(path.read_text()) == record
 
@@ -63,8 +66,8 @@ def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
     assert after == sorted(after, key=lambda trial: -trial.score)
     assert run("b", 2) == after
     # The score is of the held-out images, whose number the training images do not share.
-    data = splits.load(recipe.options(0))
-    for images, whole in ((data.x_test, True), (data.x_train, False)):
+    found = splits.load(recipe.options(0))
+    for images, whole in ((found.x_test, True), (found.x_train, False)):
         right = before[0].score * len(images)
         assert (abs(right - round(right)) < 1e-3) == whole
 
@@ -79,11 +82,11 @@ def test_rates_that_diverge_do_not_end_a_search(tmp_path, small_row):
 
 
 @pytest.mark.parametrize("regime", ["sb", "lb", "lb-diagonal"])
-def test_a_trial_is_the_training_of_the_table(regime, tmp_path):
+def test_a_trial_is_the_training_of_the_table(regime, tmp_path, small_row):
     """All examples in one batch: the two ways to shuffle then give the same gradient and noise."""
     small = 240 if regime == "sb" else 20
     recipe = dataclasses.replace(
-        RECIPES[f"mnist-lenet/{regime}"],
+        RECIPES[f"mnist-mlp/{regime}"],
         dataset="fashion_mnist_small", validation_fraction=1 / 6, seeds=(3,), weight_decay=0.001,
         large_batch_size=241 if regime == "sb" else 240, small_batch_size=small,
         ghost_batch_size=240, learning_rate=0.01, epochs=8, warmup_epochs=2, decay_epochs=(4, 6),
@@ -113,13 +116,19 @@ def test_a_trial_is_the_training_of_the_table(regime, tmp_path):
     # At this rate rounding does not grow to that, and the noise changes the loss by ten times more.
 
 
-def test_images_are_augmented_where_the_recipe_says_so(tmp_path, small_row):
-    def score(augment):
-        changed = dataclasses.replace(tiny("lb"), augment=augment)
-        (trial,) = search.run(tmp_path / str(augment), changed, ("momentum",), 1, {})
-        return trial.score
+def test_images_are_augmented_where_the_recipe_says_so(tmp_path, small_row, monkeypatch):
+    asked, batches = [], data.batches
 
-    assert score(True) < score(False) - 0.05  # crops and flips are harder to learn in four epochs
+    def recorded(*arguments, **options):
+        asked.append(options)
+        return batches(*arguments, **options)
+
+    monkeypatch.setattr(data, "batches", recorded)
+    short = dataclasses.replace(tiny("lb"), epochs=1, decay_epochs=(0.5, 0.75))
+    for augment, expected in ((False, []), (True, [{"augment": True}])):
+        changed = dataclasses.replace(short, augment=augment)
+        search.run(tmp_path / str(augment), changed, ("momentum",), 1, {})
+        assert asked == expected
 
 
 def test_every_cell_has_the_parts_of_its_regime():

@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from rich.console import Console
 from scipy import special
 from typer.testing import CliRunner
 
+from keras_noisylb import models
 from keras_noisylb.paper import accuracy, estimate, plan, queue, records, worker
 from keras_noisylb.paper.records import CompareError
 
@@ -42,7 +44,10 @@ def add_small(setitem=dict.__setitem__):
 
 @pytest.fixture
 def small_row(monkeypatch):
+    """The row, and for what is trained in this process a network of one hidden layer."""
     add_small(monkeypatch.setitem)
+    small_mlp = functools.partial(models.MLP, hidden_units=(16,))
+    monkeypatch.setattr(models, "get", lambda name: small_mlp)
     monkeypatch.setenv("COLUMNS", "200")
 
 

@@ -109,7 +109,16 @@ def test_off_is_off_compiled_by_xla():
     assert_trains_plainly_until_it_is_on(off(jit_compile=True), plain, 48)
 
 
-def test_the_first_step_is_traced_once():
+class OneBatch(keras.utils.PyDataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return images(M_L)
+
+
+@pytest.mark.parametrize("data", [{"x": OneBatch()}, dict(zip("xy", images(M_L), strict=True))])
+def test_the_first_step_is_traced_once(data):
     """Which holds only where metrics and optimizer are built before it."""
     traced = []
 
@@ -118,7 +127,7 @@ def test_the_first_step_is_traced_once():
             traced.append(data)
             return super().train_step(data)
 
-    fit(compile_noisy(Traced(network(norm=False))), epochs=1, count=48)
+    compile_noisy(Traced(network(norm=False))).fit(**data, verbose=0)
     assert len(traced) == 1
 
 
