@@ -19,6 +19,7 @@ from keras_noisylb.advise import advise
 from keras_noisylb.batch_change import BatchChange
 from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.compare import compare
+from keras_noisylb.custom_loop import noisy_gradients
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
 from keras_noisylb.monitor import GradientNoiseMonitor
 from keras_noisylb.noise import (
@@ -39,7 +40,7 @@ from keras_noisylb.schedules import (
     noise_temperature,
     sqrt_scaling,
 )
-from keras_noisylb.training import NoisyModel, noisy_gradients
+from keras_noisylb.training import NoisyModel
 
 __version__ = importlib.metadata.version("keras-noisylb")
 

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_noisylb.strategies import on_any_device
 from keras_noisylb.training import NoisyModel
 
 
@@ -17,12 +18,14 @@ class GradientNoise(keras.metrics.Metric):
         dtype: its dtype.
     """
 
-    SUMS = ("variance", "data", "total", "update", "noise", "steps")
+    MEANS = ("variance", "data", "total", "update", "noise")
+    COUNTS = ("steps", "skipped")
 
     def __init__(self, name="gradient_noise", dtype=None):
         super().__init__(name=name, dtype=dtype)
         self.sums = {
-            key: self.add_variable((), "zeros", dtype="float32", name=key) for key in self.SUMS
+            key: self.add_variable((), "zeros", dtype="float32", name=key)
+            for key in self.MEANS + self.COUNTS
         }
 
     def update_state(self, variance, data, total, noise, num_examples, parts, shared):
@@ -48,6 +51,7 @@ class GradientNoise(keras.metrics.Metric):
         if shared:  # it is in proportion to the gradient, which is longer in a part of the batch
             part = total + ops.divide_no_nan(variance, ops.cast(num_examples, "float32"))
             noise = noise * ops.divide_no_nan(update, part)
+        overflow = on_any_device(ops.logical_not(ops.isfinite(variance + data + total + noise)))
         values = {
             "variance": variance,
             "data": data,
@@ -56,23 +60,25 @@ class GradientNoise(keras.metrics.Metric):
             "noise": noise,
             "steps": ops.ones(()),
         }
-        used = ops.cast(num_examples > 1, "float32")  # two halves need two examples
+        halves = ops.convert_to_tensor(num_examples > 1)  # two halves need two examples
+        used = ops.logical_and(halves, ops.logical_not(overflow))
         for key, value in values.items():
-            self.sums[key].assign_add(used * value)
+            self.sums[key].assign_add(ops.where(used, value, 0.0))
+        self.sums["skipped"].assign_add(ops.where(overflow, 1.0 / parts.replicas, 0.0))
 
     def result(self):
-        means = {
-            key: ops.divide_no_nan(self.sums[key], self.sums["steps"]) for key in self.SUMS[:-1]
-        }
-        gradient, noise = ops.maximum(means["update"], 0.0), means["noise"]
-        positive = means["total"] > 0
-        scale = means["variance"] / ops.where(positive, means["total"], 1.0)
+        # Not a number where no step could be measured.
+        variance, data, total, update, noise = (
+            self.sums[key] / self.sums["steps"] for key in self.MEANS
+        )
+        gradient = ops.maximum(update, 0.0)
         return {
             "gradient_norm": ops.sqrt(gradient),
             "noise_norm": ops.sqrt(noise),
             "noise_to_gradient": ops.sqrt(ops.divide_no_nan(noise, gradient)),
-            "fisher_trace": means["variance"] + means["data"],
-            "gradient_noise_scale": ops.where(positive, scale, float("inf")),
+            "fisher_trace": variance + data,
+            "gradient_noise_scale": ops.where(total <= 0, float("inf"), variance / total),
+            "skipped_steps": ops.convert_to_tensor(self.sums["skipped"]),
         }
 
 
@@ -92,6 +98,10 @@ class GradientNoiseMonitor(keras.callbacks.Callback):
     - `gradient_noise_scale`: tr Σ / |G|², the "simple" noise scale of McCandlish et al. 2018
       (https://arxiv.org/abs/1812.06162): the batch size beyond which more examples buy little. It
       is infinite where |G|² cannot be told from 0.
+    - `skipped_steps`: number of steps in the epoch so far whose gradient was not finite. The other
+      logs leave them out. A few are normal with "mixed_float16", whose loss scaling tries a larger
+      scale now and then; without loss scaling the training has diverged. Where no step was left,
+      the other logs are not a number.
 
     It works with the noise off too, and without any noise: wrap the model in `NoisyModel` and
     compile it with any optimizer. Keras' BatchNormalization then sees half batches.

@@ -7,9 +7,24 @@ import keras
 
 from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import one_of
-from keras_noisylb.types import Nested, Placement, Tensor
+from keras_noisylb.stored import StoredStatistic
+from keras_noisylb.types import Placement, Tensor
 
 NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
+
+
+def _of_inner(name):
+    """A property that is the inner optimizer's."""
+
+    def read(self: Any) -> Any:
+        return getattr(self.inner_optimizer, name)
+
+    def write(self: Any, value: Any) -> None:
+        # Keras' constructor sets its defaults before there is an inner optimizer.
+        if hasattr(self, "inner_optimizer"):
+            setattr(self.inner_optimizer, name, value)
+
+    return property(read, write)
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -81,12 +96,22 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         self.placement = placement
         self.seed = random.randrange(2**31) if seed is None else seed
         self.has_statistics = False
-        self._stored: Any = None
-        self._stored_shapes: Any = None
+        self.stored: StoredStatistic | None = None
         self._noise_steps = self.add_variable(
             (), dtype="int32", aggregation="only_first_replica", name="noise_steps"
         )
         self.noise_steps = noise_steps
+
+    built: bool
+    weight_decay = _of_inner("weight_decay")
+    clipnorm = _of_inner("clipnorm")
+    clipvalue = _of_inner("clipvalue")
+    global_clipnorm = _of_inner("global_clipnorm")
+    use_ema = _of_inner("use_ema")
+    ema_momentum = _of_inner("ema_momentum")
+    ema_overwrite_frequency = _of_inner("ema_overwrite_frequency")
+    loss_scale_factor = _of_inner("loss_scale_factor")
+    gradient_accumulation_steps = _of_inner("gradient_accumulation_steps")
 
     @property
     def noise_steps(self) -> int | None:
@@ -115,58 +140,9 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         return keras.ops.logical_and(on, last)
 
     @property
-    def is_fresh(self) -> Tensor:
-        """Scalar boolean tensor: whether the coming batch makes a new statistic for its noise."""
-        return keras.ops.equal(self.iterations % self.noise.update_every, 0)
-
-    @property
     def accumulated(self) -> int:
         """Number of batches that one update accumulates."""
-        return self.inner_optimizer.gradient_accumulation_steps or 1
-
-    @property
-    def stored(self) -> Nested:
-        """The statistic of an earlier update, nested as the noise wants it, or `None`."""
-        if self._stored is None:
-            return None
-        values = iter(keras.ops.convert_to_tensor(v) for v in self._stored)
-        return _map_shapes(lambda shape: next(values), self._stored_shapes)
-
-    def store(self, shapes: Any) -> None:
-        """Keep room for a statistic that serves several updates.
-
-        Args:
-            shapes: its shapes, lists and tuples nested as the statistic is, `None` where it has
-                nothing.
-        """
-        if self._stored is not None and shapes == self._stored_shapes:
-            return  # compiled once more: Keras would save the old variables beside new ones
-        self._stored_shapes, self._stored = shapes, []
-        # Each device keeps its own, read as their mean: nothing is communicated in a step.
-        _map_shapes(
-            lambda shape: self._stored.append(
-                keras.Variable(
-                    keras.ops.zeros(shape),
-                    trainable=False,
-                    synchronization="on_read",
-                    aggregation="mean",
-                    name=f"statistic_{len(self._stored)}",
-                )
-            ),
-            shapes,
-        )
-
-    def keep(self, statistic: Nested) -> None:
-        """Remember a statistic, if there is room for one.
-
-        Args:
-            statistic: as `stored` gives it.
-        """
-        if self._stored is None:
-            return
-        values = [v for v in keras.tree.flatten(statistic) if v is not None]
-        for variable, value in zip(self._stored, values, strict=True):
-            variable.assign(value)
+        return self.gradient_accumulation_steps or 1
 
     @property
     def micro_steps(self) -> Tensor:
@@ -174,10 +150,10 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         return self._iterations
 
     def build(self, variables: list[keras.Variable]) -> None:
-        if self.built:
-            return
-        self.inner_optimizer.build(variables)
-        super().build(variables)
+        # Not Keras' own: it would make averages and accumulators a second time.
+        if not self.built:
+            self.inner_optimizer.build(variables)
+            self.built = True
 
     def apply(self, grads: list[Tensor], trainable_variables: Any = None) -> None:
         if not self.has_statistics:
@@ -194,7 +170,17 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        return [*self._variables, *self.inner_optimizer.variables]
+        stored = [] if self.stored is None else self.stored.variables
+        return [*self._variables, *stored, *self.inner_optimizer.variables]
+
+    def set_weights(self, weights: list[Any]) -> None:
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+
+    def exclude_from_weight_decay(
+        self, var_list: list[keras.Variable] | None = None, var_names: list[str] | None = None
+    ) -> None:
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     @property
     def learning_rate(self) -> Tensor:
@@ -252,15 +238,6 @@ def check_placement(placement, noise):
             f"{type(noise).__name__} multiplies the gradient, so its place is "
             f'placement="gradient". Received: placement={placement!r}'
         )
-
-
-def _map_shapes(function, shapes):
-    """Apply a function to every shape in nested lists and tuples of shapes and `None`s."""
-    if shapes is None:
-        return None
-    if isinstance(shapes, tuple) and all(isinstance(size, int) for size in shapes):
-        return function(shapes)
-    return type(shapes)(_map_shapes(function, entry) for entry in shapes)
 
 
 def find(optimizer, optimizer_class):

@@ -78,6 +78,7 @@ class Step:
         separate: whether the noise is kept apart from the gradients.
         monitored: whether moments of the per-example gradients are wanted.
         stored: the statistic of an earlier update, for noises that use one for several.
+        stored_unit: what a gradient of 1 was in that statistic.
     """
 
     objective: object
@@ -90,6 +91,7 @@ class Step:
     separate: bool = False
     monitored: bool = False
     stored: object = None
+    stored_unit: object = 1.0
 
     def run(self, noise_on, fresh):
         """The outcome, with the noise if it is on.
@@ -142,8 +144,10 @@ class Step:
     def _with_noise(self, statistic, measured):
         halves = self.noise.statistic == "split"
         computed, found, moments = self._compute(measured, halves)
-        used = found if measured is statistic else self.stored
         amplitude = self.parts.amplitude(self.noise, self.batch.num_examples)
+        used = found
+        if measured is not statistic:
+            used, amplitude = self.stored, amplitude * self.parts.unit / self.stored_unit
         draws = self.noise_draws.restarted().fold_in(1)
         sample = statistic.arrange(self.noise.sample(used, amplitude, draws))
         pairs = zip(computed.gradients, sample, strict=True)

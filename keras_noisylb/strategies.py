@@ -1,4 +1,4 @@
-"""What Keras cannot do under a distribution strategy, refused by name before it goes wrong."""
+"""Distribution strategies: what Keras cannot do under them, and what devices tell each other."""
 
 import warnings
 
@@ -45,3 +45,18 @@ def check_strategy(model, optimizer):
                 f"{option}={value} does not act as on one device.",
                 stacklevel=3,
             )
+
+
+def on_any_device(condition):
+    """Whether a condition holds on at least one device.
+
+    Args:
+        condition: scalar boolean tensor of this device.
+
+    Returns:
+        Scalar boolean tensor, the same on all devices.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return condition
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(condition, "float32")) > 0

@@ -1,6 +1,7 @@
-"""Training with noise: `NoisyModel` for `fit`, `noisy_gradients` for custom loops."""
+"""Training with noise by `fit`."""
 
 import dataclasses
+import warnings
 from typing import Any, Self
 
 import keras
@@ -9,84 +10,18 @@ import tensorflow as tf
 
 from keras_noisylb.batch_check import BatchSizeCheck, LargestBatch
 from keras_noisylb.draws import Draws
-from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.kronecker import stored_like
-from keras_noisylb.gradients.labels import label_sampler
+from keras_noisylb.gradients.labels import labels_for
 from keras_noisylb.gradients.objective import Objective, call_model
-from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.placement import ParameterNoise
 from keras_noisylb.seeds import seed_states
 from keras_noisylb.step import Parts, Step
-from keras_noisylb.strategies import check_strategy
-from keras_noisylb.types import Loss, Nested, Tensor
-
-
-def _labels(noise, loss):
-    if noise is None or noise.fisher != "true":
-        return None
-    return noise.sampler or label_sampler(loss)
-
-
-def noisy_gradients(
-    model: keras.Model,
-    loss: Loss,
-    x: Nested,
-    y: Nested,
-    noise: Noise,
-    seed: int | Tensor,
-    sample_weight: Nested = None,
-    num_microbatches: int = 1,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradient of a large batch and one sample of its noise, for custom training loops.
-
-    The model runs in training mode, and its moving statistics are updated.
-
-    Args:
-        model: a Keras model.
-        loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
-        x: inputs, M_L examples first.
-        y: targets.
-        noise: the noise, for example `DiagonalFisher(small_batch_size=128)`.
-        seed: integer, or scalar integer tensor such as `optimizer.iterations`: the same seed gives
-            the same noise, so take another one at every step.
-        sample_weight: weights of the examples, or `None`.
-        num_microbatches: number of chunks in which the batch is computed, one after the other.
-
-    Returns:
-        Tuple `(gradients, noise)` of lists aligned with `model.trainable_variables`, `None` where a
-        variable has no gradient. The update descends along their sum.
-
-    Raises:
-        ValueError: if the noise cannot be computed for the model.
-
-    Example:
-    ```python
-    gradients, noise = noisy_gradients(
-        model, loss, x, y, noise=DiagonalFisher(64), seed=optimizer.iterations
-    )
-    optimizer.apply(
-        [g + n for g, n in zip(gradients, noise)], model.trainable_variables
-    )
-    ```
-    """
-    x, y, sample_weight = keras.tree.map_structure(
-        lambda a: None if a is None else keras.ops.convert_to_tensor(a), (x, y, sample_weight)
-    )
-    if not model.built:
-        model(x)
-    target = objective(model, loss, _labels(noise, loss))
-    draws = Draws(tf.stack([tf.cast(seed, "int32"), 0]))
-    batch = Batch(x, y, sample_weight)
-    step = Step(
-        target, batch, noise, Parts(), draws, draws, num_chunks=num_microbatches, separate=True
-    )
-    outcome = step.run(tf.constant(True), tf.constant(True))
-    for variable, value in outcome.state:
-        variable.assign(value)
-    return outcome.gradients, outcome.noise
+from keras_noisylb.stored import StoredStatistic
+from keras_noisylb.strategies import check_strategy, on_any_device
+from keras_noisylb.types import Nested, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -94,10 +29,12 @@ class NoisyModel(keras.Model):
     """Wraps a Keras model so that `fit` adds the noise of a `NoisyOptimizer` to its gradients.
 
     Everything else is as in `keras.Model`: any loss, metric, callback and form of data. With
-    another optimizer, or once the noise has ended, it trains as the plain model does.
+    another optimizer, which a warning says once, or once the noise has ended, it trains as the
+    plain model does.
 
     Args:
-        model: the `keras.Model` to train. Its weights are shared, not copied.
+        model: the `keras.Model` to train. Its weights are shared, not copied. It must train and
+            evaluate as Keras does: its own `train_step` or `compute_loss` would not be run.
         num_microbatches: number of chunks in which each batch is computed, one after the other, so
             that a large batch needs the memory of one chunk. Ghost batches are kept whole, and the
             gradient is that of the whole batch for every loss that is a sum over examples. `None`
@@ -108,7 +45,8 @@ class NoisyModel(keras.Model):
         training: boolean, as in the model.
 
     Raises:
-        ValueError: if `model` is not a Keras model, or (in `fit`) if the batch size is not larger
+        ValueError: if `model` is not a Keras model, or overrides a part of Keras' training, or is a
+            `NoisyModel` itself, or (in `fit`) if the batch size is not larger
             than the noise's `small_batch_size`, so that there would be no noise at all, or has
             fewer ghost batches than microbatches.
 
@@ -121,8 +59,7 @@ class NoisyModel(keras.Model):
     def __init__(
         self, model: keras.Model, num_microbatches: int | None = None, **kwargs: Any
     ) -> None:
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+        _check_model(model)
         if num_microbatches is not None:
             positive_integer("num_microbatches", num_microbatches, "or None to use no chunks")
         super().__init__(**kwargs)
@@ -131,9 +68,15 @@ class NoisyModel(keras.Model):
         self.built = model.built
         self._monitors: list[keras.metrics.Metric] = []
         self._evaluates = False
+        self._warned = False
 
     def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         return call_model(self.model, inputs, training)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the model's outputs, by which `compile` assigns losses and metrics."""
+        return self.model.output_names
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
@@ -152,7 +95,10 @@ class NoisyModel(keras.Model):
                     "size of the model's layers. Build the model (give it an Input layer, or call "
                     "it on a batch of inputs) before it is compiled."
                 )
-            noisy.store(stored_like(self))
+            shapes = stored_like(self)
+            # Compiled once more, the same optimizer goes on with what it has.
+            if noisy.stored is None or noisy.stored.shapes != shapes:
+                noisy.stored = StoredStatistic(shapes, noisy.noise.update_every)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras wants this beside a `compile` of our own.
@@ -195,7 +141,8 @@ class NoisyModel(keras.Model):
         self.compute_loss(x=x, y=y, y_pred=y_pred)
         self.compute_metrics(x, y, y_pred)
         self.reset_metrics()
-        self.optimizer.build(self.trainable_variables)
+        if not self.optimizer.built:  # a LossScaleOptimizer would begin anew
+            self.optimizer.build(self.trainable_variables)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluates = True
@@ -224,6 +171,7 @@ class NoisyModel(keras.Model):
     def train_step(self, data: Nested) -> dict[str, Tensor]:
         noisy = find_noisy(self.optimizer)
         if noisy is None and not self.num_microbatches and not self._monitors:
+            self._warn_of_plain_training()
             return super().train_step(data)
         # `train_on_batch` hands on arrays as they are where it runs eagerly.
         data = keras.tree.map_structure(
@@ -238,7 +186,7 @@ class NoisyModel(keras.Model):
             ),
             scale=self.optimizer.scale_loss,
             extra_weight=1 / replicas,
-            labels=None if noisy is None else _labels(noisy.noise, self.loss),
+            labels=None if noisy is None else labels_for(noisy.noise, self, self.loss),
         )
         batch = Batch(x, y, sample_weight)
         self._largest_batch.update_state(batch.num_examples)
@@ -267,6 +215,17 @@ class NoisyModel(keras.Model):
             added.add(self.trainable_variables)
         return self.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
 
+    def _warn_of_plain_training(self):
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A NoisyModel compiled with {type(self.optimizer).__name__} trains without noise, "
+                "as the model that it wraps. To train with noise, compile it with "
+                "keras_noisylb.NoisyOptimizer(optimizer, noise); without noise, train the model "
+                "itself.",
+                stacklevel=2,
+            )
+
     def _outcome(self, noisy, target, batch, parts):
         chunks, monitored = self.num_microbatches or 1, bool(self._monitors)
         if noisy is None:
@@ -281,7 +240,8 @@ class NoisyModel(keras.Model):
             draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.iterations, "int32")])).fold_in(-1)
         else:
             draws = own_draws
-        outcome = Step(
+        noise_on, stored = noisy.noise_on, noisy.stored
+        step = Step(
             target,
             batch,
             noisy.noise,
@@ -291,9 +251,14 @@ class NoisyModel(keras.Model):
             chunks,
             separate=noisy.placement == "update",
             monitored=monitored,
-            stored=noisy.stored,
-        ).run(noisy.noise_on, noisy.is_fresh)
-        noisy.keep(outcome.stored)
+        )
+        if stored is None:
+            return step.run(noise_on, tf.constant(True))
+        is_due = stored.is_due(noisy.iterations)
+        step = dataclasses.replace(step, stored=stored.value, stored_unit=stored.unit)
+        outcome = step.run(noise_on, is_due)
+        measured = tf.logical_and(noise_on, is_due)
+        stored.keep(outcome.stored, measured, noisy.iterations, parts.unit)
         return outcome
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
@@ -327,14 +292,45 @@ class NoisyModel(keras.Model):
         return cls(**config)
 
 
+# What a model may replace of Keras' training and evaluation.
+_STEPS = ("train_step", "test_step", "compute_loss", "compute_metrics", "get_metrics_result")
+
+
+def _check_model(model):
+    """Refuse a model whose own training would not be run.
+
+    Args:
+        model: what a `NoisyModel` shall wrap.
+
+    Raises:
+        ValueError: if it is not a Keras model, or trains in a way of its own.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+    if isinstance(model, NoisyModel):
+        raise ValueError(f"`model` is a NoisyModel already: use it as it is. Received: {model!r}")
+    replaced = [
+        name
+        for name in _STEPS
+        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if replaced:
+        raise ValueError(
+            "NoisyModel trains and evaluates a model in steps of its own, so what the model has in "
+            f"their place would not run. Received: {type(model).__name__} with its own "
+            f"{', '.join(replaced)}. Give the loss and the metrics to `compile`, or further losses "
+            "to `add_loss`; or override `compute_loss` and `compute_metrics` in a subclass of "
+            "NoisyModel; or keep the model's `train_step` and call "
+            "keras_noisylb.noisy_gradients in it."
+        )
+
+
 def _overflow_everywhere(gradients):
     """Gradients that are not finite on this device, if they are not finite on any.
 
     Keras looks at the first device only when it decides whether to skip an update.
     """
     known = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
-    overflow = tf.cast(tf.logical_not(tf.reduce_all(tf.stack(known))), "float32")
-    context = tf.distribute.get_replica_context()
-    number = context.all_reduce(tf.distribute.ReduceOp.SUM, overflow)
-    poison = tf.where(number > 0, float("nan"), 0.0)
+    overflow = on_any_device(tf.logical_not(tf.reduce_all(tf.stack(known))))
+    poison = tf.where(overflow, float("nan"), 0.0)
     return [None if g is None else g + tf.cast(poison, g.dtype) for g in gradients]

@@ -19,6 +19,7 @@ from keras_noisylb.step import Parts
 LOSS = keras.losses.MeanSquaredError()
 POPULATION, M, M_S, STEPS, EPOCHS = 40, 16, 4, 40, 20
 KEYS = {"gradient_norm", "noise_norm", "noise_to_gradient", "fisher_trace", "gradient_noise_scale"}
+KEYS |= {"skipped_steps"}
 
 
 def network():
@@ -211,7 +212,7 @@ def test_batches_without_halves_are_left_out_and_a_lost_signal_is_infinite():
     before = {key: float(value) for key, value in metric.result().items()}
     assert before == pytest.approx({
         "gradient_norm": 2.0, "noise_norm": 1.0, "noise_to_gradient": 0.5, "fisher_trace": 10.0,
-        "gradient_noise_scale": 4.0,
+        "gradient_noise_scale": 4.0, "skipped_steps": 0.0,
     })  # fmt: skip
     metric.update_state(0.0, 7.0, 7.0, 9.0, 1, Parts(), False)
     assert {key: float(value) for key, value in metric.result().items()} == before
@@ -220,3 +221,57 @@ def test_batches_without_halves_are_left_out_and_a_lost_signal_is_infinite():
     assert after["gradient_noise_scale"] == np.inf
     assert after["fisher_trace"] == pytest.approx(7.5)
     assert after["gradient_norm"] == pytest.approx(np.sqrt(1.5))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("moment", range(4))
+def test_steps_that_are_not_finite_are_left_out_and_counted(wrong, moment):
+    metric = GradientNoise()
+    moments = [8.0, 2.0, 2.0, 1.0]
+    overflowed = [wrong if k == moment else value for k, value in enumerate(moments)]
+    metric.update_state(*overflowed, 4, Parts(), False)
+    alone = {key: float(value) for key, value in metric.result().items()}
+    assert alone.pop("skipped_steps") == 1
+    assert np.isnan(list(alone.values())).all()
+    metric.update_state(*moments, 4, Parts(), False)
+    metric.update_state(*overflowed, 4, Parts(), False)
+    both = {key: float(value) for key, value in metric.result().items()}
+    assert both.pop("skipped_steps") == 2
+    expected = GradientNoise()
+    expected.update_state(*moments, 4, Parts(), False)
+    assert both == {key: float(expected.result()[key]) for key in both}
+
+
+def test_overflows_of_mixed_precision_are_counted(rng):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = nlb.NoisyModel(network())
+        scaled = keras.optimizers.LossScaleOptimizer(noisy(), initial_scale=2.0**22)
+        model.compile(scaled, LOSS, run_eagerly=True)
+        x, y = population(rng)
+        x, y = np.repeat(x, 8, axis=0), np.repeat(y, 8, axis=0)
+        logs = model.fit(x, y, M, verbose=0, callbacks=[nlb.GradientNoiseMonitor()]).history
+    finally:
+        keras.config.set_dtype_policy("float32")
+    steps = len(x) // M
+    done = int(scaled.inner_optimizer.iterations.numpy())
+    assert 0 < done < steps
+    assert logs["skipped_steps"] == [steps - done]
+    assert np.isfinite([logs[key] for key in KEYS]).all()
+
+
+def test_a_step_that_overflows_on_one_device_is_left_out_on_all(rng):
+    x, y = population(rng)
+    x, y = x[: 2 * M], y[: 2 * M]
+    x[-1] = np.inf
+    with on_devices(2).scope():
+        model = nlb.NoisyModel(network())
+        model.compile(scaling(noisy(noise_steps=0)), LOSS, jit_compile=False)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: seen.append({**logs}))
+    model.fit(
+        x, y, batch_size=M, shuffle=False, verbose=0, callbacks=[nlb.GradientNoiseMonitor(), watch]
+    )
+    assert [logs.pop("skipped_steps") for logs in seen] == [0, 1]
+    for key in KEYS - {"skipped_steps"}:
+        assert seen[0][key] == seen[1][key]  # and are numbers

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from oracle import dense, total_gradient
+import tensorflow as tf
+from oracle import dense, on_devices, total_gradient
 from small_nets import CROSSENTROPY, M, Subclassed, statistic
 
 import keras_noisylb as nlb
@@ -43,7 +44,7 @@ def test_kronecker_factors_serve_several_updates(rng):
         kind = KroneckerFactors(tuple(model.model.layers), factored_places(model), damping=0.1)
         now = [tuple(map(np.asarray, pair)) for pair in statistic(model, x, y, kind, 1)[1]]
         model.train_on_batch(x, y)
-        roots = [tuple(map(np.asarray, pair)) for pair in model.optimizer.stored[1]]
+        roots = [tuple(map(np.asarray, pair)) for pair in model.optimizer.stored.value[1]]
         history.append(roots)
         moved = zip(before, dense(model.trainable_variables), gradient, strict=True)
         noise = [((a - b) / rate - g) / float(nlb.noise_scale(M, 4)) for a, b, g in moved]
@@ -80,3 +81,126 @@ def test_kronecker_factors_are_saved(tmp_path, rng):
 def test_an_unbuilt_model_has_no_room_for_factors():
     with pytest.raises(ValueError, match="update_every=3"):
         compile_kronecker(nlb.NoisyModel(Subclassed()))
+
+
+RATE = 1e-3
+
+
+def doubled_batch():
+    """A batch whose halves are the same: each of two devices has the factors of the whole."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((M // 2, 6)).astype("float32"), rng.integers(0, 10, M // 2)
+    return np.concatenate([x, x]), np.concatenate([y, y])
+
+
+def switched_on(
+    at, steps, devices=1, scale=None, growth=2000, inner=(), placement="gradient", **how
+):
+    """Train with noise from update `at` on; the noise of each update in units of its scale.
+
+    Returns:
+        Tuple of the optimizer and, for each update, the normal numbers that its noise is made of by
+        the factors of update `at`.
+    """
+    x, y = doubled_batch()
+    with on_devices(devices).scope():
+        model = linear_model()
+        noise = nlb.KroneckerFactored(4, damping=0.1, update_every=3)
+        sgd = keras.optimizers.SGD(RATE, **dict(inner))
+        noisy = optimizer = nlb.NoisyOptimizer(sgd, noise, 0, placement, seed=3)
+        if scale:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale, growth)
+        model.compile(optimizer, CROSSENTROPY, **how)
+    accumulated = noisy.accumulated
+    numbers, roots, found = [], None, {}
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            nonlocal roots
+            update = batch // accumulated
+            noisy.noise_steps = None if update >= at else 0
+            if batch % accumulated == 0:
+                found["before"] = model.get_weights()
+                found["gradient"] = total_gradient(model, CROSSENTROPY, x, y)
+            if update == at and roots is None:
+                kind = KroneckerFactors(tuple(model.model.layers), factored_places(model), 0.1)
+                roots = [
+                    tuple(map(np.asarray, pair)) for pair in statistic(model, x, y, kind, 1)[1]
+                ]
+
+        def on_train_batch_end(self, batch, logs=None):
+            if (batch + 1) % accumulated:
+                return
+            moved = zip(found["before"], model.get_weights(), found["gradient"], strict=True)
+            unit = float(nlb.noise_scale(accumulated * M, 4))
+            noise = [((a - b) / RATE - g) / unit for a, b, g in moved]
+            numbers.append(noise if roots is None else normal_numbers(noise, roots))
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(M).repeat()
+    model.fit(data, steps_per_epoch=steps * accumulated, verbose=0, callbacks=[Watch()])
+    return noisy, numbers
+
+
+def assert_standard(numbers):
+    error = np.sqrt(2 / np.size(numbers))
+    assert abs(np.square(numbers).mean() - 1) < 5 * error
+
+
+ACCUMULATING = {"inner": {"gradient_accumulation_steps": 2}, "run_eagerly": True}
+WAYS = {
+    "eager": {"run_eagerly": True},
+    "jit": {"jit_compile": True},
+    "update": {"placement": "update", "run_eagerly": True},
+    "loss scale": {"scale": 8.0, "run_eagerly": True},
+    "accumulated": ACCUMULATING,
+    "accumulated update": {"placement": "update", **ACCUMULATING},
+    "devices": {"devices": 2, "jit_compile": False},
+}
+
+
+SLOW = {"jit": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=SLOW.get(way, ())) for way in WAYS])
+def test_noise_switched_on_between_refreshes_is_there_at_once(way):
+    noisy, numbers = switched_on(at=1, steps=3, **WAYS[way])
+    for off in numbers[0]:
+        np.testing.assert_allclose(off, 0, atol=2e-4)
+    assert_standard(numbers[1])
+    assert_standard(numbers[2])
+    assert np.abs(numbers[1] - numbers[2]).max() > 0.1
+    assert int(noisy.stored.measured_at.numpy()) == 1  # the second used the first's
+
+
+def test_factors_are_refreshed_so_many_updates_after_they_were_made():
+    noisy, _ = switched_on(at=1, steps=4, run_eagerly=True)
+    assert int(noisy.stored.measured_at.numpy()) == 1
+    noisy, _ = switched_on(at=1, steps=5, run_eagerly=True)
+    assert int(noisy.stored.measured_at.numpy()) == 4
+
+
+def test_stored_factors_follow_the_loss_scale():
+    """It doubles after each update, while the factors are those of the first."""
+    _, numbers = switched_on(at=0, steps=3, scale=8.0, growth=1, run_eagerly=True)
+    for each in numbers:
+        assert_standard(each)
+
+
+@pytest.mark.parametrize("saved_after", [1, 2, 3])
+def test_a_resumed_run_switches_the_noise_on_alike(saved_after, tmp_path):
+    x, y = doubled_batch()
+    whole = compile_kronecker(linear_model(), 0.05)
+    whole.run_eagerly = True
+    whole.optimizer.noise_steps = 0
+    models = [whole]
+    for step in range(6):
+        if step == saved_after:
+            whole.save(tmp_path / "model.keras")
+            models.append(keras.saving.load_model(tmp_path / "model.keras"))
+            models[1].run_eagerly = True
+        for model in models:
+            if step == 1:
+                model.optimizer.noise_steps = None
+            model.train_on_batch(x + step, y)
+    for a, b in zip(*(m.optimizer.variables + m.weights for m in models), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())

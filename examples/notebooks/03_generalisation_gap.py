@@ -64,7 +64,7 @@ def train(batch_size, learning_rate, noise=None, seed=0):
     if noise is not None:
         optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=seed)
         callbacks = [nlb.NoiseTermination(fraction=0.25)]
-    model = nlb.NoisyModel(network)
+    model = network if noise is None else nlb.NoisyModel(network)
     model.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     fitted = model.fit(x_train, y_train, batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
     return network, fitted.history["loss"]

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_noisylb.draws import Draws
 from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.batch import Batch
-from keras_noisylb.gradients.labels import label_sampler
+from keras_noisylb.gradients.labels import labels_for
 from keras_noisylb.step import Parts, Step
 
 
@@ -25,9 +25,7 @@ class MinibatchGradients:
     def __init__(self, model, loss, batches, noise=None, seed=0, num_microbatches=1):
         self.model, self.noise, self.seed = model, noise, seed
         self.num_microbatches = num_microbatches
-        labels = None
-        if noise is not None and noise.fisher == "true":
-            labels = noise.sampler or label_sampler(loss)
+        labels = None if noise is None else labels_for(noise, model, loss)
         self._objective = objective(model, loss, labels)
         # What counts, such as the state of dropout's random numbers, goes on from batch to batch.
         self._counters = [

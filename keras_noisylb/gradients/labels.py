@@ -6,7 +6,26 @@ import keras
 import tensorflow as tf
 
 
-def label_sampler(loss):
+def labels_for(noise, model, loss):
+    """How the labels of a noise's Fisher are drawn.
+
+    Args:
+        noise: the noise.
+        model: the model that it is computed for.
+        loss: as `label_sampler` takes it.
+
+    Returns:
+        Function `(y, y_pred, draws) -> y_sampled`, or `None` for the labels of the data.
+
+    Raises:
+        ValueError: if the distribution of the loss is not known.
+    """
+    if noise.fisher != "true":
+        return None
+    return noise.sampler or label_sampler(loss, getattr(model, "output_names", None))
+
+
+def label_sampler(loss, output_names=None):
     """How to draw labels from the distribution that a loss reads a model's outputs as.
 
     The true Fisher is the mean over the inputs of E[g gᵀ], the labels being the model's own
@@ -24,6 +43,8 @@ def label_sampler(loss):
         loss: what `compile` takes: a Keras loss, its name or its function; for several outputs a
             dict or list of them aligned with `y` and `y_pred` (`None` keeps an output's labels),
             or one loss for all.
+        output_names: names of the model's outputs, by which `loss` or `y` may be keyed where
+            `y_pred` is a list; `None` if it has none.
 
     Returns:
         Function `(y, y_pred, draws) -> y_sampled` of targets, the model's outputs, and an object
@@ -40,6 +61,8 @@ def label_sampler(loss):
     y_sampled = sample(y, model(x), draws)
     ```
     """
+    if output_names is not None:
+        return _by_name(loss, output_names)
     if isinstance(loss, (dict, list, tuple)):
         parts = {k: label_sampler(part) for k, part in _outputs(loss).items() if part is not None}
         return lambda y, y_pred, draws: _each_output(parts, y, y_pred, draws)
@@ -60,6 +83,23 @@ def label_sampler(loss):
         y, y_pred = tf.convert_to_tensor(y), tf.convert_to_tensor(y_pred)
         y_pred = tf.cast(y_pred, "float64" if y_pred.dtype == "float64" else "float32")
         return tf.cast(tf.reshape(draw(y, y_pred, draws, options), tf.shape(y)), y.dtype)
+
+    return sample
+
+
+def _by_name(loss, output_names):
+    """The sampler of a model whose outputs have names."""
+    aligned = label_sampler(loss)
+
+    def named(structure):
+        is_list = isinstance(structure, (list, tuple))
+        return dict(zip(output_names, structure, strict=True)) if is_list else structure
+
+    def sample(y, y_pred, draws):
+        if not isinstance(y_pred, (list, tuple)):
+            return aligned(y, y_pred, draws)
+        sampled = label_sampler(named(loss))(named(y), named(y_pred), draws)
+        return type(y)(sampled.values()) if isinstance(y, (list, tuple)) else sampled
 
     return sample
 

@@ -80,8 +80,9 @@ def hypermodel(recipe, parts, settings):
         own = {n: value_of(n, part, hp) for n, part in space.items() if n not in OF_TRAINING}
         return regime.noise(dataclasses.replace(options, **own))
 
+    chunked = large and options.num_microbatches
     return NoisyHyperModel(
-        lambda hp: NoisyModel(build(), options.num_microbatches if large else None),
+        lambda hp: NoisyModel(build(), options.num_microbatches) if chunked else build(),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seeds=recipe.seeds,
         noise={recipe.regime: noise} if regime.noise else "none",

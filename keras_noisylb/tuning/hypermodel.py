@@ -27,7 +27,8 @@ class NoisyHyperModel(keras_tuner.HyperModel):
     """Search space of training with noise, around any model, for every KerasTuner tuner.
 
     A trial trains `NoisyModel(builder(hp))` with SGD, `WarmupStepDecay`, the noise of the trial
-    and `NoiseTermination`. Warm-up, decays and the noise's end follow the trial's epochs.
+    and `NoiseTermination`; without noise, the model itself. Warm-up, decays and the noise's end
+    follow the trial's epochs.
 
     Each part of the space, from `noise` on, is a value (fixed), a list or tuple of choices, or a
     function of `hp` such as `lambda hp: hp.Float("momentum", 0.5, 0.99)`. The parts of a noise
@@ -115,21 +116,21 @@ class NoisyHyperModel(keras_tuner.HyperModel):
             "momentum": momentum,
         }
 
-    def build(self, hp: keras_tuner.HyperParameters) -> NoisyModel:
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """A compiled model with the first seed's weights; `fit` adds the schedule.
 
         Args:
             hp: the hyperparameters of a trial.
         """
         chosen = choose(self.space, hp)
-        model = self._model(hp, self.seeds[0])
+        model = self._model(hp, chosen, self.seeds[0])
         self._compile(model, chosen, chosen["learning_rate"], self.seeds[0])
         return model
 
     def fit(
         self,
         hp: keras_tuner.HyperParameters,
-        model: NoisyModel,
+        model: keras.Model,
         x: Any,
         y: Any = None,
         *,
@@ -195,7 +196,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
             keras.utils.clear_session()
             gc.collect()
             with strategy.scope():
-                model = self._model(hp, seed)
+                model = self._model(hp, chosen, seed)
         with strategy.scope():
             self._compile(model, chosen, learning_rate_of(chosen, updates), seed)
         if chosen["noise"] != NONE:
@@ -207,10 +208,11 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         history.history |= {f"{name}_seed_{seed}": v for name, v in history.history.items()}
         return history
 
-    def _model(self, hp, seed):
+    def _model(self, hp, chosen, seed):
         keras.utils.set_random_seed(seed)
         model = self.builder(hp)
-        return model if isinstance(model, NoisyModel) else NoisyModel(model)
+        as_it_is = isinstance(model, NoisyModel) or chosen["noise"] == NONE
+        return model if as_it_is else NoisyModel(model)
 
     def _compile(self, model, chosen, learning_rate, seed):
         optimizer = keras.optimizers.SGD(learning_rate, momentum=chosen["momentum"])
