@@ -12,7 +12,7 @@ import time
 import keras
 import pytest
 from noisylb import app
-from test_compare import interrupt, load, options, small_data, tree  # noqa: F401, a fixture
+from test_compare import assert_same_results, load, options, small_data, tree  # noqa: F401
 from typer.testing import CliRunner
 
 from keras_noisylb import models
@@ -25,21 +25,6 @@ SMALL = [
     "--quiet",
 ]
 LAUNCH = [sys.executable, "-c", "import noisylb; noisylb.main()"]
-TIMES = {"seconds", "step_seconds", "step_time_vs_lb", "first_steps"}
-
-
-def measured(value):
-    """What was measured, without the times."""
-    if isinstance(value, dict):
-        return {key: measured(entry) for key, entry in value.items() if key not in TIMES}
-    return [measured(entry) for entry in value] if isinstance(value, list) else value
-
-
-def assert_same_results(folder, other):
-    names = {path.relative_to(folder) for path in folder.rglob("*.json")} - {"config.json"}
-    assert names == {path.relative_to(other) for path in other.rglob("*.json")}
-    for name in names - {pathlib.Path("config.json")}:
-        assert measured(load(folder / name)) == measured(load(other / name)), name
 
 
 def test_a_killed_command_continues(tmp_path):
@@ -79,29 +64,6 @@ def test_a_killed_command_continues(tmp_path):
     assert new["epochs"][:done] == old["epochs"]  # the seconds too: these epochs were not repeated
     assert new["step_seconds"][: 4 * done] == old["step_seconds"]
     assert_same_results(folder, other)
-
-
-def with_dropout(num_classes, input_shape):
-    return keras.Sequential([
-        keras.Input(input_shape),
-        keras.layers.Flatten(),
-        keras.layers.Dense(8, activation="relu"),
-        keras.layers.Dropout(0.5),
-        keras.layers.Dense(num_classes),
-    ])
-
-
-@pytest.mark.parametrize("regime", ["lb", "lb-diagonal"])
-def test_random_layers_continue(tmp_path, monkeypatch, regime):
-    monkeypatch.setattr(models, "get", lambda name: with_dropout)
-    whole, parts = (options(tmp_path, output=str(tmp_path / n), regimes=regime) for n in "ab")
-    compare.compare(whole)
-    with monkeypatch.context() as patch:
-        interrupt(patch, epoch=1)
-        with pytest.raises(KeyboardInterrupt):
-            compare.compare(parts)
-    compare.compare(parts)
-    assert_same_results(tmp_path / "b", tmp_path / "a")
 
 
 # Writes in the order in which they fail; how many epochs are in the history then; what the command
