@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,13 @@ tf.config.set_logical_device_configuration(
 )
 # Two test processes share two cores.
 tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
+def pytest_collection_finish():
+    # `clear_session` collects garbage, among all objects of all imported modules unless these are
+    # set aside.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
