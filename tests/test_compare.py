@@ -20,18 +20,22 @@ from keras_noisylb.training import NoisyModel
 CLASSES = 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_data():
+def use_small_data(patch):
     """Blurred classes, so that nothing is learnt in one step and no run is ever perfect."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(120) % CLASSES)
     images = rng.normal(size=(120, 6, 6, 1)) + np.eye(6)[labels][:, :, None, None]
     images = images.astype("float32")
     arrays = (images[:100], labels[:100]), (images[100:], labels[100:])
+    patch.setattr(data, "load", lambda name, data_dir=None: arrays)
+    patch.setattr(models, "get", lambda name: functools.partial(MLP, hidden_units=(16,)))
+    return arrays
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_data():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name, data_dir=None: arrays)
-        patch.setattr(models, "get", lambda name: functools.partial(MLP, hidden_units=(16,)))
-        yield arrays
+        yield use_small_data(patch)
 
 
 def options(tmp_path, **changes):

@@ -1,0 +1,25 @@
+"""`noisylb` on the data of test_compare, killed in the second epoch of LB + diagonal."""
+
+import os
+import signal
+
+import noisylb
+import pytest
+import test_compare
+
+from keras_noisylb.paper import runs
+
+finish_batch = runs.Journal.on_train_batch_end
+
+
+def finish_batch_and_die(journal, batch, logs=None):
+    finish_batch(journal, batch, logs)
+    if journal.folder.name == "lb-diagonal-seed0" and journal.epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    patch = pytest.MonkeyPatch()
+    patch.setattr(runs.Journal, "on_train_batch_end", finish_batch_and_die)
+    test_compare.use_small_data(patch)
+    noisylb.main()
