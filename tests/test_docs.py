@@ -1,8 +1,10 @@
 """The pages of the documentation: their Python runs as printed, and no public symbol is missing."""
 
+import functools
 import importlib.util
 
 import code_blocks
+import few_images
 import numpy as np
 import pytest
 
@@ -13,6 +15,12 @@ API = sorted((DOCS / "api").glob("*.md"))
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """A function that sets the number of training images."""
+    return functools.partial(few_images.use, monkeypatch)
 
 
 def run(page, replace=()):
@@ -52,11 +60,11 @@ def test_limits_prints_what_it_says():
         assert message in " ".join(printed.split())
 
 
-def test_tuning_searches():
+def test_tuning_searches(images):
+    images(1280)  # 1024 to train on, whole batches of every size
     names = run(
         "tuning",
         (
-            ('"fashion_mnist_small")', '"fashion_mnist_small"); x, y = x[:1500], y[:1500]'),
             ("max_trials=20", "max_trials=1"),
             ("seeds=(0, 1, 2)", "seeds=(0, 1)"),
             ("epochs=100", "epochs=1"),
@@ -66,7 +74,7 @@ def test_tuning_searches():
     (trial,) = names["results"](names["tuner"])
     assert trial.score == pytest.approx(np.mean(list(trial.seed_scores.values())))
     assert set(trial.seed_scores) == {0, 1}
-    updates = np.ceil(1200 / trial.values["large_batch_size"])
+    updates = np.ceil(1024 / trial.values["large_batch_size"])
     assert int(names["model"].optimizer.iterations) == updates
 
 
@@ -78,10 +86,11 @@ def test_your_own_problem():
     assert advice.early.lower < advice.early.value < advice.early.upper
 
 
-def test_diagnostics_prints_a_critical_batch_size():
-    found = run("diagnostics", (("x[:1024], y[:1024]", "x[:64], y[:64]"), ("draws=20", "draws=3")))[
-        "found"
-    ]
+def test_diagnostics_prints_norms_variances_and_a_critical_batch_size(images, capsys):
+    images(320)
+    found = run("diagnostics", (("1024", "128"), ("64", "16"), ("draws=20", "draws=3")))["found"]
+    shown = capsys.readouterr().out
+    assert "conv1/kernel" in shown and "LB + diagonal" in shown
     assert 0 < found.lower < found.value < found.upper
 
 

@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 
+import few_images
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,6 +23,11 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.py"))
 # Absolute paths, log lines and progress bars.
 NOT_IN_OUTPUTS = re.compile(r"(?<![\w.:])/\w+/\w|INFO:|WARNING:|━|it/s\]")
+
+
+@pytest.fixture(autouse=True)
+def few_test_images(monkeypatch):
+    few_images.use(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -119,16 +125,14 @@ def test_notebook_is_its_file_executed(path):
 
 
 def test_quickstart(monkeypatch):
-    history = run_script("quickstart", monkeypatch, "--examples", "1000", "--epochs", "4")[
-        "history"
-    ]
+    history = run_script("quickstart", monkeypatch, "--examples", "500", "--epochs", "4")["history"]
     assert history["noise_norm"][0] > 0
     assert history["noise_norm"][1:] == [0, 0, 0]
     assert history["loss"][-1] < history["loss"][0]
 
 
 def test_custom_loop(monkeypatch):
-    names = run_script("custom_loop", monkeypatch, "--examples", "1000", "--epochs", "3")
+    names = run_script("custom_loop", monkeypatch, "--examples", "500", "--epochs", "3")
     gradient, noise = np.transpose(names["norms"])
     assert (gradient > 0).all()
     assert (noise > 0).tolist() == [True, False, False]
@@ -136,7 +140,7 @@ def test_custom_loop(monkeypatch):
 
 
 def test_distributed():
-    printed = run_process("distributed", "--examples", "1000", "--epochs", "1")
+    printed = run_process("distributed", "--examples", "200", "--epochs", "1")
     assert printed.startswith("2 devices: CPU:0, CPU:1\n")
     assert printed.endswith("copies of the first kernel equal: True\n")
 
@@ -157,7 +161,7 @@ def test_large_batch_on_small_memory():
 
 def test_tune(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)  # where it keeps the search
-    names = run_script("tune", monkeypatch, "--examples", "600", "--trials", "2", "--epochs", "1")
+    names = run_script("tune", monkeypatch, "--examples", "500", "--trials", "2", "--epochs", "1")
     printed = capsys.readouterr().out
     for trial in names["results"](names["tuner"]):
         scores = list(trial.seed_scores.values())
@@ -168,7 +172,9 @@ def test_tune(monkeypatch, tmp_path, capsys):
 
 
 def test_quick_start_notebook():
-    history = run_notebook("01_quick_start", num_examples=1000, epochs=4)["history"]
+    history = run_notebook("01_quick_start", num_examples=400, large_batch_size=200, epochs=4)[
+        "history"
+    ]
     assert history["noise_to_gradient"][0] > 0
     assert history["noise_to_gradient"][-1] == 0
     assert history["loss"][-1] < history["loss"][0]
@@ -186,7 +192,7 @@ def test_noise_notebook():
 
 
 def test_gap_notebook(capsys):
-    names = run_notebook("03_generalisation_gap", num_examples=500, large_batch_size=250, epochs=1)
+    names = run_notebook("03_generalisation_gap", num_examples=200, large_batch_size=100, epochs=1)
     assert set(names["runs"]) == {"SB", "LB", "LB + diagonal"}
     assert capsys.readouterr().out.count("two seeds of LB") == 2
     compare, some = names["compare"], np.arange(1000) < 100
@@ -198,7 +204,7 @@ def test_gap_notebook(capsys):
 
 
 def test_sharpness_notebook():
-    names = run_notebook("04_sharpness", num_examples=600, num_measured=100, epochs=3)
+    names = run_notebook("04_sharpness", num_examples=400, num_measured=100, epochs=3)
     assert names["change"] < 1e-4
     values = {name: found.largest_eigenvalue for name, found in names["measured"].items()}
     np.testing.assert_allclose(values["LB halved"], values["LB"], rtol=0.01)
@@ -207,7 +213,7 @@ def test_sharpness_notebook():
 
 
 def test_own_model_notebook():
-    names = run_notebook("05_your_own", num_examples=1000, epochs=3)
+    names = run_notebook("05_your_own", num_examples=400, batch_size=200, epochs=3)
     for a, b in zip(names["by_rules"], names["one_by_one"], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.max(b))
     noise = np.transpose(names["norms"])[1]
@@ -219,7 +225,7 @@ def test_own_model_notebook():
 def test_devices_notebook(monkeypatch):
     # TensorFlow runs already, on the logical devices that conftest.py has made.
     monkeypatch.setattr(tf.config, "set_logical_device_configuration", lambda *arguments: None)
-    names = run_notebook("06_many_devices", num_examples=1000, epochs=1, num_updates=100)
+    names = run_notebook("06_many_devices", num_examples=500, epochs=1, num_updates=100)
     assert np.array_equal(names["first"], names["second"])
     ratio, error = names["mean"], names["error"]
     assert abs(ratio) < 4 * error
@@ -227,7 +233,7 @@ def test_devices_notebook(monkeypatch):
 
 
 def test_searching_notebook():
-    names = run_notebook("07_searching", num_examples=1000, epochs=1, max_trials=2)
+    names = run_notebook("07_searching", num_examples=500, epochs=1, max_trials=2)
     trials = names["trials"]
     assert [trial.status for trial in trials] == ["COMPLETED"] * 2
     for trial in trials:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import doctest
-import pathlib
 
 import keras
 import numpy as np
@@ -293,23 +292,6 @@ def test_progress_is_shown_unless_asked_not_to(capsys):
     for verbose in (0, 1):
         measure(small_model(), ONES, LABELS, batch_size=2, verbose=verbose)
         assert ("3/3" in capsys.readouterr().out) == bool(verbose)
-
-
-def test_the_documentation_s_example(monkeypatch, rng, capsys):
-    text = (pathlib.Path(__file__).parents[1] / "docs" / "diagnostics.md").read_text()
-    code = (
-        text
-        .split("```python")[1]
-        .split("```")[0]
-        .replace("1024", "128")
-        .replace("64", "8")
-        .replace("draws=20", "draws=3")
-    )
-    data = rng.normal(size=(160, 28, 28, 1)).astype("float32"), rng.integers(0, 10, 160)
-    monkeypatch.setattr(nlb.data, "load", lambda name: (data, data))
-    exec(code, {})
-    shown = capsys.readouterr().out
-    assert "conv1/kernel" in shown and "LB + diagonal" in shown
 
 
 @pytest.mark.parametrize("module", [batches, fisher])
