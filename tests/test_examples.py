@@ -146,7 +146,7 @@ def test_distributed():
 
 
 def test_large_batch_on_small_memory():
-    printed = run_process("large_batch_on_small_memory")
+    printed = run_process("large_batch_on_small_memory", "--batch-size", "800", "--memory", "0.2")
     rows = re.findall(
         r"num_microbatches=(\d+): peak memory rose by ([\d.]+) GiB, losses of the updates (.*)",
         printed,
