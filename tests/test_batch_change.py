@@ -13,9 +13,9 @@ EPOCHS = 5
 STEPS = [9, 9, 9, 3, 3]  # of 36 examples
 
 
-@pytest.fixture
-def xy(rng):
-    x = rng.standard_normal((36, 3)).astype("float32")
+@pytest.fixture(scope="module")
+def xy():
+    x = np.random.default_rng(0).standard_normal((36, 3)).astype("float32")
     return x, (x @ [[1.0], [-2.0], [0.5]] + 0.1).astype("float32")
 
 
@@ -27,6 +27,25 @@ def compiled(optimizer=None, run_eagerly=False):
     ])
     optimizer = optimizer or keras.optimizers.SGD(0.1, momentum=0.9)
     model.compile(optimizer, loss="mse", run_eagerly=run_eagerly)
+    model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
+    return model
+
+
+def averaged():
+    return keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+
+
+@pytest.fixture(scope="module")
+def whole(xy):
+    """A model that was trained to the end, and its history."""
+    model = compiled()
+    return model, fit(model, *xy)
+
+
+@pytest.fixture(scope="module")
+def whole_averaged(xy):
+    model = compiled(averaged())
+    fit(model, *xy)
     return model
 
 
@@ -114,8 +133,7 @@ def test_equals_one_loop_over_batches(name, xy):
 
 def test_two_bare_fits_disturb_a_moving_average(xy):
     """The control for `ema` above: without care the second part starts from the average."""
-    optimizers = [keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9) for _ in range(2)]
-    model, other = compiled(optimizers[0]), compiled(optimizers[1])
+    model, other = compiled(averaged()), compiled(averaged())
     model.fit(*xy, batch_size=4, epochs=3, shuffle=False, verbose=0)
     model.fit(*xy, batch_size=16, epochs=5, initial_epoch=3, shuffle=False, verbose=0)
     train_by_hand(other, *xy)
@@ -124,10 +142,7 @@ def test_two_bare_fits_disturb_a_moving_average(xy):
 
 
 def test_weights_averaged_between_epochs_are_swapped_back(xy):
-    def optimizer():
-        return keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
-
-    model, other = compiled(optimizer()), compiled(optimizer())
+    model, other = compiled(averaged()), compiled(averaged())
     swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
     fit(model, *xy, callbacks=[swap])
     train_by_hand(other, *xy)
@@ -205,20 +220,20 @@ def test_early_stopping_restores_the_best_weights(xy):
 
 
 @pytest.mark.parametrize("at", [1, 3, 4])
-def test_resumes_in_either_part(xy, at, tmp_path):
-    whole, first = compiled(), compiled()
-    history = fit(whole, *xy)
+def test_resumes_in_either_part(xy, at, tmp_path, whole):
+    model, history = whole
+    first = compiled()
     fit(first, *xy, callbacks=[Log(stop=at - 1)])
     first.save(tmp_path / "model.keras")
     second = keras.saving.load_model(tmp_path / "model.keras")
     resumed = fit(second, *xy, initial_epoch=at)
     assert resumed.epoch == list(range(at, EPOCHS))
     assert resumed.history["loss"] == history.history["loss"][at:]
-    assert_same_weights(second, whole, rtol=0)
+    assert_same_weights(second, model, rtol=0)
 
 
 @pytest.mark.parametrize("at", [2, 3, 4])
-def test_resumes_from_a_backup(xy, at, tmp_path):
+def test_resumes_from_a_backup(xy, at, tmp_path, whole_averaged):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == at:
@@ -228,15 +243,12 @@ def test_resumes_from_a_backup(xy, at, tmp_path):
         backup = keras.callbacks.BackupAndRestore(tmp_path)
         return fit(model, *xy, callbacks=[backup, *callbacks])
 
-    whole, first, second = (
-        compiled(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)) for _ in range(3)
-    )
-    fit(whole, *xy)
+    first, second = compiled(averaged()), compiled(averaged())
     with pytest.raises(InterruptedError):
         run(first, Interrupt())
     assert json.loads((tmp_path / "training_metadata.json").read_text())["epoch"] == at
     assert run(second).epoch == list(range(at, EPOCHS))
-    assert_same_weights(second, whole, rtol=0)
+    assert_same_weights(second, whole_averaged, rtol=0)
 
 
 class Batches(keras.utils.PyDataset):
@@ -259,18 +271,17 @@ class Batches(keras.utils.PyDataset):
         lambda x, y, size: tf.data.Dataset.from_tensor_slices((x, y)).batch(size),
     ],
 )
-def test_data_from_a_function(xy, make):
-    model, other, log, sizes = compiled(), compiled(), Log(), []
+def test_data_from_a_function(xy, make, whole):
+    model, log, sizes = compiled(), Log(), []
 
     def data(batch_size):
         sizes.append(batch_size)
         return make(*xy, batch_size)
 
     fit(model, data, callbacks=[log])
-    fit(other, *xy)
     assert sizes == [4, 16]
     assert [params["steps"] for params in log.params_seen] == STEPS
-    assert_same_weights(model, other)
+    assert_same_weights(model, whole[0])
 
 
 def test_further_arguments_reach_both_parts(xy):
