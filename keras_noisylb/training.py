@@ -134,8 +134,9 @@ class NoisyModel(keras.Model):
         # Keras would build metrics and optimizer while it traces the first step and then trace it
         # once more, which takes long for a step with noise. Under a strategy it builds them first
         # by itself.
-        if tf.distribute.has_strategy() or y is None:
-            return
+        with self.distribute_strategy.scope():
+            if tf.distribute.has_strategy() or y is None:
+                return
         x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:1]), (x, y))
         y_pred = self(x)
         self.compute_loss(x=x, y=y, y_pred=y_pred)

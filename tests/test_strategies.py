@@ -66,6 +66,12 @@ def test_clipping_on_each_device_is_said(two_devices, option):
         compiled(two_devices, {option: 1.0})
 
 
+def test_a_model_of_a_scope_is_trained_outside_of_it(two_devices):
+    model = compiled(two_devices, {"momentum": 0.9})
+    model.fit(np.ones((8, 4), "float32"), np.ones((8, 3), "float32"), batch_size=8, verbose=0)
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 1
+
+
 def test_an_overflow_on_one_device_skips_the_update_on_all(two_devices):
     keras.config.set_dtype_policy("mixed_float16")
     try:
