@@ -53,13 +53,19 @@ def sentences(rng, length=6, count=7):
     return words
 
 
-def application(build, norm="batch", brightest=1, **options):
-    """A classifier of `keras.applications` with its own, ghost or frozen batch normalisation."""
+def application(build, last, norm="batch", brightest=1, **options):
+    """A classifier of `keras.applications` with its own, ghost or frozen batch normalisation.
 
-    def problem(rng):
+    It has the blocks up to the layer `last`, among which every kind of block is, or all.
+    """
+
+    def problem(rng, whole=False):
         model = build(
             input_shape=(32, 32, 3), weights=None, classes=3, classifier_activation=None, **options
         )
+        if not whole:
+            features = layers.GlobalAveragePooling2D()(model.get_layer(last).output)
+            model = keras.Model(model.inputs, layers.Dense(3)(features))
         for v in model.trainable_variables:
             if len(v.shape) == 1:  # away from gamma = 1 and beta = 0
                 v.assign(v + 0.3 * rng.standard_normal(v.shape))

@@ -35,20 +35,24 @@ ESTIMATORS = {
 
 HEADERS = ("`per_example`, layerwise", "`per_example`, vectorized_map", "`weighted`", "`split`")
 
-MobileNetV2 = functools.partial(foreign.application, applications.MobileNetV2, alpha=0.35)
-EfficientNetB0 = functools.partial(foreign.application, applications.EfficientNetB0, brightest=255)
-ResNet50 = functools.partial(foreign.application, applications.ResNet50)
+MobileNetV2 = functools.partial(
+    foreign.application, applications.MobileNetV2, "block_2_add", alpha=0.35
+)
+EfficientNetB0 = functools.partial(
+    foreign.application, applications.EfficientNetB0, "block2b_add", brightest=255
+)
+ResNet50 = functools.partial(foreign.application, applications.ResNet50, "conv2_block2_out")
 lstm = functools.partial(layers.LSTM, 4)
 
 # Problem, then the outcome for "per_example" by either engine; "weighted" and "split" are exact.
 TABLE = {
     "MobileNetV2": (MobileNetV2(), EXACT, BATCH),
-    "MobileNetV2, `replace_batch_norm`": (MobileNetV2("ghost"), EXACT, EXACT),
-    "MobileNetV2, frozen batch normalisation": (MobileNetV2("frozen"), EXACT, EXACT),
+    "MobileNetV2, `replace_batch_norm`": (MobileNetV2(norm="ghost"), EXACT, EXACT),
+    "MobileNetV2, frozen batch normalisation": (MobileNetV2(norm="frozen"), EXACT, EXACT),
     "EfficientNetB0": (EfficientNetB0(), EXACT, BATCH),
-    "EfficientNetB0, `replace_batch_norm`": (EfficientNetB0("ghost"), EXACT, EXACT),
+    "EfficientNetB0, `replace_batch_norm`": (EfficientNetB0(norm="ghost"), EXACT, EXACT),
     "ResNet50": (ResNet50(), EXACT, BATCH),
-    "ResNet50, `replace_batch_norm`": (ResNet50("ghost"), EXACT, EXACT),
+    "ResNet50, `replace_batch_norm`": (ResNet50(norm="ghost"), EXACT, EXACT),
     "transformer": (foreign.transformer, EXACT, EINSUM),
     "transformer, dropout": (functools.partial(foreign.transformer, dropout=0.3), EXACT, EINSUM),
     "transformer, positions without an example axis": (
@@ -113,23 +117,21 @@ def cells(exact):
     return [cell for cell, outcome in CELLS.items() if (outcome == EXACT) == exact]
 
 
-def heavy(name, estimator):
-    """Half a minute of tracing, where a lighter network is treated in the same way."""
-    return name.startswith("ResNet50, ") or (name, estimator) == (
-        "EfficientNetB0, `replace_batch_norm`",
-        "vectorized_map",
-    )
+@pytest.mark.parametrize(("name", "estimator"), cells(exact=True))
+def test_exact(name, estimator, float64, rng, monkeypatch):
+    assert_exact(TABLE[name][0](rng), estimator, rng, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "estimator"),
-    [
-        pytest.param(*cell, marks=pytest.mark.slow if heavy(*cell) else ())
-        for cell in cells(exact=True)
-    ],
+    [cell for cell in cells(exact=True) if cell[0].startswith(("Mobile", "Efficient", "ResNet"))],
 )
-def test_exact(name, estimator, float64, rng, monkeypatch):
-    problem = TABLE[name][0](rng)
+def test_exact_with_all_blocks(name, estimator, float64, rng, monkeypatch):
+    assert_exact(TABLE[name][0](rng, whole=True), estimator, rng, monkeypatch)
+
+
+def assert_exact(problem, estimator, rng, monkeypatch):
     weights = rng.standard_normal(len(problem.y)).astype("float32")
     right_gradient, right = foreign_oracle.ORACLES[estimator](problem, weights)
 
