@@ -1,6 +1,7 @@
 """Models that this library did not make, in tiny instances, each with data and a loss."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import keras
@@ -53,6 +54,20 @@ def sentences(rng, length=6, count=7):
     return words
 
 
+def built(build, **options):
+    return build(
+        input_shape=(32, 32, 3), weights=None, classes=3, classifier_activation=None, **options
+    )
+
+
+@functools.cache
+def up_to(last, build, floatx, **options):
+    """The part of an application up to a layer, and a classifier behind it."""
+    model = built(build, **options)
+    features = layers.GlobalAveragePooling2D()(model.get_layer(last).output)
+    return keras.Model(model.inputs, layers.Dense(3)(features))
+
+
 def application(build, last, norm="batch", brightest=1, **options):
     """A classifier of `keras.applications` with its own, ghost or frozen batch normalisation.
 
@@ -60,12 +75,10 @@ def application(build, last, norm="batch", brightest=1, **options):
     """
 
     def problem(rng, whole=False):
-        model = build(
-            input_shape=(32, 32, 3), weights=None, classes=3, classifier_activation=None, **options
-        )
-        if not whole:
-            features = layers.GlobalAveragePooling2D()(model.get_layer(last).output)
-            model = keras.Model(model.inputs, layers.Dense(3)(features))
+        if whole:
+            model = built(build, **options)
+        else:
+            model = keras.models.clone_model(up_to(last, build, keras.config.floatx(), **options))
         for v in model.trainable_variables:
             if len(v.shape) == 1:  # away from gamma = 1 and beta = 0
                 v.assign(v + 0.3 * rng.standard_normal(v.shape))
