@@ -144,7 +144,7 @@ class EqualUpdates(splits.Split):
             rows = slice(0, len(rows))
         return cls(
             whole.x_train[rows], whole.y_train[rows], whole.x_test[:CHECKED],
-            whole.y_test[:CHECKED], whole.num_classes, whole, every,
+            whole.y_test[:CHECKED], whole.num_classes, whole=whole, every=every,
         )  # fmt: skip
 
     def batches(self, batch_size, seed, augment):
