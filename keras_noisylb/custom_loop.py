@@ -9,7 +9,7 @@ from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.labels import labels_for
 from keras_noisylb.noise import Noise
 from keras_noisylb.step import Parts, Step
-from keras_noisylb.types import Loss, Nested, Tensor
+from keras_noisylb.types import AddLossReduction, Loss, Nested, Tensor
 
 
 def noisy_gradients(
@@ -21,6 +21,7 @@ def noisy_gradients(
     seed: int | Tensor,
     sample_weight: Nested = None,
     num_microbatches: int = 1,
+    add_loss_reduction: AddLossReduction | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradient of a large batch and one sample of its noise, for custom training loops.
 
@@ -36,13 +37,18 @@ def noisy_gradients(
             the same noise, so take another one at every step.
         sample_weight: weights of the examples, or `None`.
         num_microbatches: number of chunks in which the batch is computed, one after the other.
+        add_loss_reduction: what the terms that layers add by `add_loss` do with the examples of a
+            batch, `"mean"` (also for terms that do not depend on them) or `"sum"`. It must be said
+            where such terms meet chunks: `num_microbatches` above 1, or `estimator="split"`.
+            Regularisers, also of activities, need nothing.
 
     Returns:
         Tuple `(gradients, noise)` of lists aligned with `model.trainable_variables`, `None` where a
         variable has no gradient. The update descends along their sum.
 
     Raises:
-        ValueError: if the noise cannot be computed for the model.
+        ValueError: if the noise cannot be computed for the model, or `add_loss_reduction` is wrong
+            or missing.
 
     Example:
     ```python
@@ -59,7 +65,7 @@ def noisy_gradients(
     )
     if not model.built:
         model(x)
-    target = objective(model, loss, labels_for(noise, model, loss))
+    target = objective(model, loss, labels_for(noise, model, loss), add_loss_reduction)
     draws = Draws(tf.stack([tf.cast(seed, "int32"), 0]))
     batch = Batch(x, y, sample_weight)
     step = Step(

@@ -13,7 +13,7 @@ from keras_noisylb.draws import Draws
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.kronecker import stored_like
 from keras_noisylb.gradients.labels import labels_for
-from keras_noisylb.gradients.objective import Objective, call_model
+from keras_noisylb.gradients.objective import Objective, call_model, check_add_loss_reduction
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.placement import ParameterNoise
@@ -21,7 +21,7 @@ from keras_noisylb.seeds import seed_states
 from keras_noisylb.step import Parts, Step
 from keras_noisylb.stored import StoredStatistic
 from keras_noisylb.strategies import check_strategy, on_any_device
-from keras_noisylb.types import Nested, Tensor
+from keras_noisylb.types import AddLossReduction, Nested, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -39,6 +39,10 @@ class NoisyModel(keras.Model):
             that a large batch needs the memory of one chunk. Ghost batches are kept whole, and the
             gradient is that of the whole batch for every loss that is a sum over examples. `None`
             computes the batch at once.
+        add_loss_reduction: what the terms that layers add by `add_loss` do with the examples of a
+            batch, `"mean"` (also for terms that do not depend on them) or `"sum"`. It must be said
+            where such terms meet chunks: `num_microbatches`, `estimator="split"` or
+            a `GradientNoiseMonitor`. Regularisers, also of activities, need nothing.
 
     Call arguments:
         inputs: the model's inputs.
@@ -46,9 +50,9 @@ class NoisyModel(keras.Model):
 
     Raises:
         ValueError: if `model` is not a Keras model, or overrides a part of Keras' training, or is a
-            `NoisyModel` itself, or (in `fit`) if the batch size is not larger
-            than the noise's `small_batch_size`, so that there would be no noise at all, or has
-            fewer ghost batches than microbatches.
+            `NoisyModel` itself, if `add_loss_reduction` is wrong, or (in `fit`) missing, or if the
+            batch size is not larger than the noise's `small_batch_size`, so that there would be no
+            noise at all, or has fewer ghost batches than microbatches.
 
     Example:
     ```python
@@ -57,14 +61,20 @@ class NoisyModel(keras.Model):
     """
 
     def __init__(
-        self, model: keras.Model, num_microbatches: int | None = None, **kwargs: Any
+        self,
+        model: keras.Model,
+        num_microbatches: int | None = None,
+        add_loss_reduction: AddLossReduction | None = None,
+        **kwargs: Any,
     ) -> None:
         _check_model(model)
         if num_microbatches is not None:
             positive_integer("num_microbatches", num_microbatches, "or None to use no chunks")
+        check_add_loss_reduction(add_loss_reduction)
         super().__init__(**kwargs)
         self.model = model
         self.num_microbatches = num_microbatches
+        self.add_loss_reduction = add_loss_reduction
         self.built = model.built
         self._monitors: list[keras.metrics.Metric] = []
         self._evaluates = False
@@ -188,6 +198,7 @@ class NoisyModel(keras.Model):
             scale=self.optimizer.scale_loss,
             extra_weight=1 / replicas,
             labels=None if noisy is None else labels_for(noisy.noise, self, self.loss),
+            add_loss_reduction=self.add_loss_reduction,
         )
         batch = Batch(x, y, sample_weight)
         self._largest_batch.update_state(batch.num_examples)
@@ -280,6 +291,7 @@ class NoisyModel(keras.Model):
             **super().get_config(),
             "model": keras.saving.serialize_keras_object(self.model),
             "num_microbatches": self.num_microbatches,
+            "add_loss_reduction": self.add_loss_reduction,
         }
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 # Options: `one_of` checks them at run time.
+AddLossReduction = Literal["mean", "sum"]
 Conv = Literal["exact", "uncorrelated"]
 Engine = Literal["auto", "layerwise", "vectorized_map"]
 VectorEstimator = Literal["weighted", "split"]

@@ -115,7 +115,7 @@ def test_every_model_trains_and_off_is_off(name):
         optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
         if wrapped:
             noise = nlb.DiagonalFisher(4, estimator=estimator)
-            model = nlb.NoisyModel(model)
+            model = nlb.NoisyModel(model, add_loss_reduction="mean")
             optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=0, seed=1)
         model.compile(optimizer, loss, jit_compile=False, run_eagerly=eagerly)
         history = model.fit(x, y, batch_size=M, verbose=0, shuffle=False).history
@@ -147,7 +147,9 @@ def test_full_fisher_noise_of_every_model_is_made_of_its_gradients(name, rng):
     perturb(model, rng)
     every = gradients_one_by_one(model, loss, x, y)
     scale = float(nlb.noise_scale(size, 4))
-    _, noise = nlb.noisy_gradients(model, loss, x, y, nlb.FullFisher(4, "split"), 1)
+    _, noise = nlb.noisy_gradients(
+        model, loss, x, y, nlb.FullFisher(4, "split"), 1, add_loss_reduction="mean"
+    )
     difference = np.sqrt(size) / 2 * (every[:6].mean(0) - every[6:].mean(0))
     np.testing.assert_allclose(np.abs(flat(noise)), scale * np.abs(difference), 2e-3, 1e-6)
     _, noise = nlb.noisy_gradients(model, loss, x, y, nlb.FullFisher(4), 1)

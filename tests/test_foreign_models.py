@@ -110,7 +110,9 @@ class Shown(nlb.DiagonalFisher):
 def run(problem, estimator):
     """The gradient and the statistic of the problem's batch, as training computes them."""
     noise = Shown(2, **ESTIMATORS[estimator][1])
-    return nlb.noisy_gradients(problem.model, problem.loss, problem.x, problem.y, noise, seed=0)
+    return nlb.noisy_gradients(
+        problem.model, problem.loss, problem.x, problem.y, noise, 0, add_loss_reduction="mean"
+    )
 
 
 def cells(exact):

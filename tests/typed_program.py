@@ -96,7 +96,7 @@ def train(x: np.ndarray, y: np.ndarray) -> None:
     )
     assert_type(optimizer.noise_steps, int | None)
     optimizer.noise_steps = 100
-    model = assert_type(nlb.NoisyModel(models.LeNet(), num_microbatches=4), nlb.NoisyModel)
+    model = assert_type(nlb.NoisyModel(models.LeNet(), 4, add_loss_reduction="sum"), nlb.NoisyModel)
     model.compile(optimizer=optimizer, loss="mse", metrics=["accuracy"])
     termination = callbacks.NoiseTermination(fraction=0.25)
     assert isinstance(termination, nlb.NoiseTermination)

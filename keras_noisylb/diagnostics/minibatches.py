@@ -20,13 +20,23 @@ class MinibatchGradients:
         noise: a noise, or `None`.
         seed: integer, of the noise.
         num_microbatches: number of chunks in which a batch is computed.
+        add_loss_reduction: "mean" or "sum", what `add_loss` terms do with the examples, or `None`.
     """
 
-    def __init__(self, model, loss, batches, noise=None, seed=0, num_microbatches=1):
+    def __init__(
+        self,
+        model,
+        loss,
+        batches,
+        noise=None,
+        seed=0,
+        num_microbatches=1,
+        add_loss_reduction=None,
+    ):
         self.model, self.noise, self.seed = model, noise, seed
         self.num_microbatches = num_microbatches
         labels = None if noise is None else labels_for(noise, model, loss)
-        self._objective = objective(model, loss, labels)
+        self._objective = objective(model, loss, labels, add_loss_reduction)
         # What counts, such as the state of dropout's random numbers, goes on from batch to batch.
         self._counters = [
             v for v in model.non_trainable_variables if keras.backend.is_int_dtype(v.dtype)

@@ -13,7 +13,7 @@ from keras_noisylb.diagnostics.checks import check_finite, check_model, checked_
 from keras_noisylb.diagnostics.minibatches import MinibatchGradients
 from keras_noisylb.diagnostics.progress import progress_bar
 from keras_noisylb.noise.base import Noise, positive_integer
-from keras_noisylb.types import Loss, Nested
+from keras_noisylb.types import AddLossReduction, Loss, Nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def gradient_variance(
     seed: int = 0,
     num_microbatches: int = 1,
     verbose: int = 1,
+    add_loss_reduction: AddLossReduction | None = None,
 ) -> GradientVariance:
     """The variance of one update's gradient over minibatches and noise (Wen et al. 2020, Figure 2).
 
@@ -82,6 +83,7 @@ def gradient_variance(
         seed: integer, of minibatches and noise.
         num_microbatches: number of chunks in which a batch is computed, one after the other.
         verbose: 0, or 1 for a progress bar.
+        add_loss_reduction: as in `noisy_gradients`.
 
     Returns:
         A `GradientVariance`, in units of a squared gradient.
@@ -118,7 +120,9 @@ def gradient_variance(
             f"{batches.batch_size}. Raise the batch size or lower small_batch_size."
         )
     check_model(model, batches)
-    source = MinibatchGradients(model, loss, batches, noise, seed, num_microbatches)
+    source = MinibatchGradients(
+        model, loss, batches, noise, seed, num_microbatches, add_loss_reduction
+    )
     variables = model.trainable_variables
     moments, drawn = Moments(), batches.draw(np.random.default_rng(seed))
     with progress_bar(verbose) as bar:

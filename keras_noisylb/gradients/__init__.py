@@ -7,26 +7,33 @@ from keras_noisylb.gradients import layerwise, vectorized
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import layerwise_layers, squares
-from keras_noisylb.gradients.objective import Objective
+from keras_noisylb.gradients.objective import Objective, check_add_loss_reduction
 from keras_noisylb.gradients.rules import RULES, LayerRule
-from keras_noisylb.types import Conv, Engine, Loss, Nested, Sampler, Tensor
+from keras_noisylb.types import AddLossReduction, Conv, Engine, Loss, Nested, Sampler, Tensor
 
 __all__ = ["RULES", "LayerRule", "diagonal_fisher", "objective", "per_example_gradients"]
 
 
-def objective(model: keras.Model, loss: Loss, labels: Sampler | None = None) -> Objective:
+def objective(
+    model: keras.Model,
+    loss: Loss,
+    labels: Sampler | None = None,
+    add_loss_reduction: AddLossReduction | None = None,
+) -> Objective:
     """The objective of a model and a Keras loss.
 
     Args:
         model: a Keras model; it is built by its first call if need be.
         loss: function `(y, y_pred) -> mean loss of the batch`, a `keras.losses.Loss` or its name.
         labels: function `(y, y_pred, draws) -> y` for the true Fisher, or `None`.
+        add_loss_reduction: "mean" or "sum", what `add_loss` terms do with the examples, or `None`.
 
     Returns:
         An `Objective`.
 
     Raises:
-        ValueError: if `model` is not a Keras model or `loss` is nothing that can be called.
+        ValueError: if `model` is not a Keras model, `loss` is nothing that can be called, or
+            `add_loss_reduction` is something else.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
@@ -43,7 +50,8 @@ def objective(model: keras.Model, loss: Loss, labels: Sampler | None = None) -> 
         value = tf.reduce_mean(value)  # functions such as keras.losses.mse give one per example
         return tf.add_n([value, *(tf.cast(tf.reduce_sum(e), value.dtype) for e in model.losses)])
 
-    return Objective(model, total_loss, labels=labels)
+    check_add_loss_reduction(add_loss_reduction)
+    return Objective(model, total_loss, labels=labels, add_loss_reduction=add_loss_reduction)
 
 
 def _prepare(model, loss, x, y, sample_weight):

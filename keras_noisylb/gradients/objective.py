@@ -3,12 +3,14 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import get_args
 
 import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.batch import Batch
-from keras_noisylb.types import Nested, Sampler, Tensor
+from keras_noisylb.gradients.scope import Scope
+from keras_noisylb.types import AddLossReduction, Nested, Sampler, Tensor
 
 
 def call_model(model, x, training=True):
@@ -42,20 +44,20 @@ def check_trained(variables):
             )
 
 
-class Scope(keras.StatelessScope):
-    """A stateless scope that tells which variables were assigned in it.
+def check_add_loss_reduction(value):
+    """Check the argument of this name.
 
-    Those of the model are not all: unseeded `keras.random` has a generator of its own.
+    Args:
+        value: what was received.
+
+    Raises:
+        ValueError: if it is none of those that it may be.
     """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.written = []
-
-    def add_update(self, update):
-        super().add_update(update)
-        if not any(update[0] is variable for variable in self.written):
-            self.written.append(update[0])
+    if value is not None and value not in get_args(AddLossReduction):
+        raise ValueError(
+            '`add_loss_reduction` must be "mean" or "sum", what the `add_loss` terms of layers do '
+            f"with the examples of a batch, or None. Received: add_loss_reduction={value!r}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Objective:
         extra_weight: what `total_loss` multiplies the model's own losses by: 1 / R on R replicas.
         labels: function `(y, y_pred, draws) -> y` that draws the labels of the Fisher from the
             model's predictive distribution; `None` for those of the data.
+        add_loss_reduction: what the layers' `add_loss` terms do with the examples, "mean" or "sum";
+            `None` where it is not known, which is refused if the batch is computed in chunks.
     """
 
     model: keras.Model
@@ -80,6 +84,7 @@ class Objective:
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     extra_weight: float = 1.0
     labels: Sampler | None = None
+    add_loss_reduction: AddLossReduction | None = None
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -117,6 +122,25 @@ class Objective:
             loss = loss - tf.cast(regularisers, loss.dtype)
         return loss, regularisers
 
+    def _chunk_losses(self, batch, regularisers, scope):
+        """The chunk's part of the model's own losses, or `None` if there are none."""
+        means, sums = [regularisers, self.own_losses(scope.activity_losses)], []
+        added = self.own_losses(scope.added_losses)
+        if added is not None and batch.start is not None and self.add_loss_reduction is None:
+            raise ValueError(
+                "The batch is computed in chunks, and what layers add by `add_loss` may be a mean "
+                f"or a sum over the examples. Received: {len(scope.added_losses)} such term(s), "
+                'add_loss_reduction=None. Pass add_loss_reduction="mean" (right also for terms '
+                'that do not depend on the examples) or "sum"; where they are neither, compute the '
+                'batch at once: no num_microbatches, no estimator="split", no GradientNoiseMonitor.'
+            )
+        (sums if self.add_loss_reduction == "sum" else means).append(added)
+        means = [term for term in means if term is not None]
+        # Once for the whole batch, however many its chunks are.
+        parts = [term * batch.share(term.dtype) for term in means]
+        parts += [term for term in sums if term is not None]
+        return tf.add_n(parts) if parts else None
+
     def reported_loss(self, batch: Batch, y_pred: Nested, extra_loss: Tensor | None) -> Tensor:
         """The loss of the whole batch, counted in the loss' metrics.
 
@@ -146,11 +170,13 @@ class Objective:
             A `Recorded`.
 
         Raises:
-            ValueError: if the model assigns a trainable variable, or a step overwrites one.
+            ValueError: if the model assigns a trainable variable, or a step overwrites one, or it
+                is not known what a chunk's part of the model's own losses is.
         """
         check_trained(self.variables)
         with tf.GradientTape(persistent=True) as tape:
-            with Scope(batch.state, collect_losses=True) as scope:
+            scope = Scope(batch.state, collect_losses=True)
+            with scope, scope.telling_losses_apart(self.model):
                 y_pred = call_model(self.model, batch.rows(batch.x))
             loss, regularisers = self.parts(batch, batch.y, y_pred)
             data = fisher = self.scale(loss)
@@ -159,10 +185,7 @@ class Objective:
                 sampled = self.labels(batch.rows(batch.y), rows, draws.fold_in(batch.first_row))
                 loss, _ = self.parts(batch, batch.placed(sampled, batch.y), y_pred)
                 fisher = self.scale(loss)
-            terms = [regularisers, self.own_losses(scope.losses)]
-            terms = [term for term in terms if term is not None]
-            # Once for the whole batch, however many its chunks are.
-            extra = tf.add_n(terms) * batch.share(terms[0].dtype) if terms else None
+            extra = self._chunk_losses(batch, regularisers, scope)
             scaled = None if extra is None else self.scale(extra)
         trained = {id(v) for v in self.variables}
         for v in scope.written:

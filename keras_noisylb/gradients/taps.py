@@ -36,6 +36,15 @@ def _install(layer):
     object.__setattr__(layer, "call", call)
 
 
+def _inside(outer, handler):
+    """The handler for calls whose `call` goes to `outer`, if there is one."""
+    if outer is None:
+        return handler
+    return lambda layer, call, *args, **kwargs: handler(
+        layer, functools.partial(outer, layer, call), *args, **kwargs
+    )
+
+
 @contextlib.contextmanager
 def intercept(layers, handler):
     """Within the context, replace each call of `layers` by `handler`.
@@ -43,7 +52,7 @@ def intercept(layers, handler):
     Args:
         layers: layers whose `call` is to be intercepted.
         handler: function `(layer, call, *args, **kwargs) -> outputs`, where `call` is the layer's
-            original method.
+            original method, or what an outer context replaces it by.
 
     Yields:
         Nothing.
@@ -51,7 +60,7 @@ def intercept(layers, handler):
     before = dict(_handlers())
     for layer in layers:
         _install(layer)
-        _handlers()[id(layer)] = handler
+        _handlers()[id(layer)] = _inside(before.get(id(layer)), handler)
     try:
         yield
     finally:

@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
-from keras_noisylb.gradients.objective import Scope, call_model, statistics_dtype
+from keras_noisylb.gradients.objective import call_model, statistics_dtype
+from keras_noisylb.gradients.scope import Scope
 from keras_noisylb.gradients.statistic import Statistic, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
 from keras_noisylb.layers import GhostBatchNormalization

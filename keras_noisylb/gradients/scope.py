@@ -1,0 +1,54 @@
+"""A forward pass that changes nothing, and what it would have changed or added to the loss."""
+
+import contextlib
+
+import keras
+
+from keras_noisylb.gradients.taps import all_layers, intercept
+
+
+class Scope(keras.StatelessScope):
+    """A stateless scope that tells which variables were assigned in it, and the losses of layers.
+
+    Those of the model are not all variables: unseeded `keras.random` has a generator of its own.
+
+    Attributes:
+        written: the variables.
+        activity_losses: the losses of activity regularisers, which Keras divides by the number of
+            examples.
+        added_losses: what layers add by `add_loss` in their own code.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.written, self.activity_losses, self.added_losses = [], [], []
+        self._expected = 0
+
+    def add_update(self, update):
+        super().add_update(update)
+        if not any(update[0] is variable for variable in self.written):
+            self.written.append(update[0])
+
+    def add_loss(self, loss):
+        super().add_loss(loss)
+        if self._expected:
+            self._expected -= 1
+            self.activity_losses.append(loss)
+        else:
+            self.added_losses.append(loss)
+
+    def telling_losses_apart(self, model):
+        """A context in which the calls of `model` fill the lists of losses."""
+        layers = [
+            layer
+            for layer in all_layers(model)
+            if getattr(layer, "activity_regularizer", None) is not None
+        ]
+
+        def handler(layer, call, *args, **kwargs):
+            outputs = call(*args, **kwargs)
+            # The next that Keras does is to add the regulariser's loss of each output.
+            self._expected = sum(map(keras.ops.is_tensor, keras.tree.flatten(outputs)))
+            return outputs
+
+        return intercept(layers, handler) if layers else contextlib.nullcontext()
