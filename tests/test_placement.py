@@ -252,12 +252,24 @@ def test_split_noise_of_one_device_is_the_difference_of_the_halves(float64, rng)
 
 
 def test_uneven_devices(rng):
-    """The last batch of 9 leaves one example for one device and none for the other."""
+    """The last batch of 9 has one example on one device and none on the other, and no noise."""
     x, y = batch(rng, 9)
+    moved = []
     with on_devices(2).scope():
-        model = compiled(nlb.DiagonalFisher(M_S, "split"), "update")
-    model.fit(x, y, batch_size=8, verbose=0)
-    assert np.isfinite(flat(model.get_weights())).all()
+        inner = keras.optimizers.SGD(LARGE_RATE)
+        noisy = compiled(nlb.DiagonalFisher(M_S, "split"), "update", inner)
+        plain = network()
+        plain.compile(keras.optimizers.SGD(LARGE_RATE), LOSS)
+    for model in (noisy, plain):
+        recorder = Displacements()
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[recorder])
+        moved.append(recorder.result() / LARGE_RATE)
+    (first, last), (plain_first, plain_last) = moved
+    np.testing.assert_allclose(last, plain_last, rtol=1e-4, atol=1e-6)
+    noise = np.abs(first - plain_first)
+    a, b = np.sqrt(variance_of(8) / 2) * np.array(halves(x[:8], y[:8], 2))
+    differences = [np.abs(noise - np.abs(a + sign * b)) for sign in (-1, 1)]
+    assert np.min(differences, axis=0).max() < 1e-5 < np.max(differences, axis=0).min()
 
 
 def test_multiplicative_noise_is_shared_by_the_devices(float64, rng):

@@ -64,20 +64,6 @@ def test_kronecker_factors_serve_several_updates(rng):
     assert abs(np.square(fresh).mean() - 1) > 5 * error
 
 
-def test_kronecker_factors_are_saved(tmp_path, rng):
-    model = compile_kronecker(linear_model(), 0.05)
-    data = [(rng.standard_normal((M, 6)), rng.integers(0, 10, M)) for _ in range(5)]
-    for x, y in data[:2]:
-        model.train_on_batch(x, y)
-    model.save(tmp_path / "model.keras")
-    resumed = keras.saving.load_model(tmp_path / "model.keras")
-    for x, y in data[2:]:
-        model.train_on_batch(x, y)
-        resumed.train_on_batch(x, y)
-    for a, b in zip(model.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_an_unbuilt_model_has_no_room_for_factors():
     with pytest.raises(ValueError, match="update_every=3"):
         compile_kronecker(nlb.NoisyModel(Subclassed()))

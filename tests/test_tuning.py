@@ -28,6 +28,7 @@ DATA = {
     "x": X[:NUM_TRAIN],
     "y": Y[:NUM_TRAIN],
     "validation_data": (X[NUM_TRAIN:], Y[NUM_TRAIN:]),
+    "validation_batch_size": 60,
     "verbose": 0,
 }
 SPACE = {
@@ -127,7 +128,7 @@ def tuner_of(kind, directory, **more):
     return keras_tuner.RandomSearch(model, max_trials=3, **options)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """What a search that nothing interrupts finds, and its trainings."""
 
