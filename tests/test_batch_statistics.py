@@ -6,12 +6,16 @@ import numpy as np
 import oracle
 import pytest
 import sampling
+import tensorflow as tf
 from foreign_models import GHOST, Problem, squared_error
 from keras import layers
 
 import keras_noisylb as nlb
 from keras_noisylb import gradients
 from keras_noisylb.gradients import gram
+from keras_noisylb.gradients.accumulate import compute
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.engines import squares
 
 pytestmark = pytest.mark.usefixtures("float64")
 M, KEPT = 7, 5  # of two ghosts, of 4 and 3 examples, the first and a part of the second
@@ -80,3 +84,17 @@ def test_blocks_of_a_gram_matrix_are_normalised_as_the_whole(problem, monkeypatc
     for column, block_full in zip(zip(*rows, strict=True), found.block_full, strict=True):
         g = np.reshape(column, (M, -1))
         np.testing.assert_allclose(block_full, np.linalg.norm(g @ g.T) / M, rtol=1e-9)
+
+
+def test_parts_of_chunks_are_normalised_as_the_whole(rng):
+    model = twice(nlb.GhostBatchNormalization(GHOST))
+    oracle.perturb(model, rng)
+    x, y = rng.standard_normal((M, 4)), rng.standard_normal((M, 3))
+    problem = Problem(model, squared_error, x, y, coupled=True)
+    rows = [0, 1, 2, 4, 5, 6]  # 5 of 7, rounded up in each of two chunks of one ghost
+    columns = zip(*foreign_oracle.contributions(problem), strict=True)
+    expected = [np.mean(np.stack(column)[rows] ** 2, axis=0) for column in columns]
+    batch = Batch(tf.constant(x), tf.constant(y))
+    target = gradients.objective(model, squared_error)
+    kind = squares(model, batch.x, max_examples=KEPT)
+    oracle.assert_close(compute(target, batch, kind, None, num_chunks=2).statistic, expected)
