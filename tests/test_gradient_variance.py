@@ -83,7 +83,7 @@ def test_noises(name, problem):
     means, traces, fisher = moments(*problem)
     without = (1 / 10 - 1 / 30) * traces
     squared_gradient = np.array([m @ m for m in means]) + without
-    found = measure(*problem, noise=noise, draws=2000)
+    found = measure(*problem, noise=noise, draws=1000)
     added = expected(traces, fisher, squared_gradient, np.array([6.0, 2.0]))
     assert_variance(found, without + added, factor=1.3)
 

@@ -107,8 +107,15 @@ def test_engines_equal_a_loop_over_examples(case, rng):
         actual = gradients.per_example_gradients(model, MSE, x, y, engine=engine)
         oracle.assert_close(actual, expected)
         oracle.assert_close(gradients.diagonal_fisher(model, MSE, x, y, engine=engine), fisher)
-        few = gradients.diagonal_fisher(model, MSE, x, y, engine=engine, max_examples=4)
-        oracle.assert_close(few, [np.mean(g[:4] ** 2, axis=0) for g in expected])
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_few_examples(engine, rng):
+    model = image_net(layers.Conv2D(6, 3, activation="tanh"))
+    x, y = data(model, rng)
+    expected = [np.mean(g**2, axis=0) for g in oracle.one_by_one(model, MSE, x[:4], y[:4])]
+    few = gradients.diagonal_fisher(model, MSE, x, y, engine=engine, max_examples=4)
+    oracle.assert_close(few, expected)
 
 
 @pytest.mark.parametrize("engine", BOTH)
@@ -118,7 +125,7 @@ def test_chunks_do_not_change_the_sums(engine, budget, rng, monkeypatch):
     x, y = data(model, rng, count=7)
     expected = gradients.diagonal_fisher(model, MSE, x, y, engine=engine)
     monkeypatch.setattr("keras_noisylb.gradients.chunks.CHUNK_BYTES", budget)
-    for jit in (False, True) if engine == "layerwise" else (False,):
+    for jit in (False, True) if (engine, budget) == ("layerwise", 2000) else (False,):
         function = tf.function(
             lambda x, y: gradients.diagonal_fisher(model, MSE, x, y, engine=engine),
             jit_compile=jit,
