@@ -2,27 +2,33 @@
 
     python examples/large_batch_on_small_memory.py [--batch-size 2000] [--memory 0.5]
 
-`report` reads from the graph of a step how many microbatches keep it within `--memory` GiB. The
+`report` estimates from the graph of a step how many microbatches keep it within `--memory` GiB. The
 script then takes two updates at once and in microbatches, each in a process of its own, and prints
-how far the peak memory of the process rose above what it had before training. That includes what
-`report` leaves out: momentum, and the program that traces the step. (The figure is the operating
-system's, on Linux and macOS. On a GPU use `tf.config.experimental.get_memory_info`.)
+by how much the peak memory of the process rose. What the step has beside its examples, such as the
+momentum and the traced program, is no part of the estimate: updates of a small batch come first,
+and what these took is printed apart. (The figures are the operating system's, on Linux and macOS.
+On a GPU use `tf.config.experimental.get_memory_info`.)
 """
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import sys
 
 import keras
+import tensorflow as tf
 
 import keras_noisylb as nlb
+
+GHOST = 50
 
 
 def make_model(num_microbatches=None):
     """LeNet, compiled with noise."""
-    model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50), num_microbatches)
-    noise = nlb.DiagonalFisher(small_batch_size=50)
+    network = nlb.models.LeNet(num_classes=10, ghost_batch_size=GHOST)
+    model = nlb.NoisyModel(network, num_microbatches)
+    noise = nlb.DiagonalFisher(small_batch_size=GHOST)
     model.compile(
         nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, seed=0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -36,29 +42,33 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def train(num_microbatches, batch_size):
-    """Take two updates.
+def train(num_microbatches, batch_sizes):
+    """Take two updates with each batch size.
 
     Args:
         num_microbatches: number of chunks of each batch.
-        batch_size: examples of one update.
+        batch_sizes: examples of one update; the smallest size first.
 
     Returns:
-        Tuple of the GiB by which the peak memory rose, and the loss of the updates.
+        Tuple of the GiB by which the peak memory rose with each batch size, and the losses of the
+        updates with the last one.
     """
     keras.utils.set_random_seed(0)
     (x, y), _ = nlb.data.load("fashion_mnist_small")
-    x, y = x[:batch_size], y[:batch_size]
-    model, before = make_model(num_microbatches), peak_memory()
-    losses = model.fit(x, y, batch_size=batch_size, epochs=2, verbose=0).history["loss"]
-    return peak_memory() - before, losses
+    model, peaks = make_model(num_microbatches), [peak_memory()]
+    for size in batch_sizes:
+        # A data set whose batches have no fixed size: the step is traced once for both.
+        data = tf.data.Dataset.from_tensor_slices((x[:size], y[:size])).batch(size)
+        losses = model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
+        peaks.append(peak_memory())
+    return [after - before for before, after in itertools.pairwise(peaks)], losses
 
 
 def main():
     """Ask `report`, then measure.
 
     Returns:
-        Dictionary from the number of microbatches to the GiB that were measured.
+        Dictionary from the number of microbatches to the GiB that its step took.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=2000)
@@ -69,18 +79,20 @@ def main():
     print(found)
     if found.num_microbatches is None:
         parser.exit(1, "Raise --memory or lower --batch-size.\n")
+    small = GHOST * max(found.num_microbatches, 2)  # one ghost batch in each chunk
     measured = {}
     for num_microbatches in sorted({1, found.num_microbatches}):
         # Peak memory never falls again, so each is measured in a new process.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured[num_microbatches], losses = pool.apply(
-                train, (num_microbatches, options.batch_size)
+            (program, step), losses = pool.apply(
+                train, (num_microbatches, (small, options.batch_size))
             )
         print(
-            f"num_microbatches={num_microbatches}: peak memory rose by "
-            f"{measured[num_microbatches]:.2f} GiB, losses of the updates "
+            f"num_microbatches={num_microbatches}: peak memory rose by {step:.2f} GiB, after "
+            f"{program:.2f} GiB with batches of {small}; losses of the updates "
             + ", ".join(f"{loss:.4f}" for loss in losses)
         )
+        measured[num_microbatches] = step
     return measured
 
 

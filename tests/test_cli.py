@@ -5,6 +5,9 @@ import pytest
 from noisylb import app
 from typer.testing import CliRunner
 
+from keras_noisylb import DiagonalFisher, report
+from keras_noisylb.models import MLP
+
 SMALL = [
     *("--model", "mlp", "--normalization", "none", "--train-size", "400"),
     *("--large-batch-size", "100", "--learning-rate", "0.01", "--seeds", "1", "--regimes", "lb"),
@@ -78,5 +81,19 @@ def test_report_tells_layer_by_layer():
     result = invoke("report", "--regime", "lb-kfac", "--ghost-batch-size", "50")
     assert result.exit_code == 0, result.output
     assert "Kronecker" in result.output and "work" in result.output
+    assert "num_microbatches" not in result.output
     result = invoke("report", "--regime", "lb")
     assert result.exit_code == 2 and "one regime with noise" in result.stderr
+
+
+def test_report_names_the_microbatches_that_fit():
+    network = MLP(num_classes=10, ghost_batch_size=50)
+    found = report(network, DiagonalFisher(50, "split", multiplier=0.3), 1000, memory=0.05)
+    assert found.num_microbatches > 1
+    result = invoke("report", "--regime", "lb-diagonal-split", "--model", "mlp", "--memory", "0.05")
+    assert result.exit_code == 0, result.output
+    words = f"num_microbatches={found.num_microbatches} keeps a step within 0.05 GiB"
+    assert words in result.output
+    result = invoke("report", "--memory", "-1")
+    assert result.exit_code == 2 and "`memory` must" in result.stderr
+    assert result.stderr.count("\n") == 1

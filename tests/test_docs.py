@@ -2,11 +2,15 @@
 
 import functools
 import importlib.util
+import pathlib
+import re
 
 import code_blocks
 import few_images
 import numpy as np
 import pytest
+import typer
+from noisylb import app
 
 DOCS = code_blocks.ROOT / "docs"
 API = sorted((DOCS / "api").glob("*.md"))
@@ -27,9 +31,44 @@ def run(page, replace=()):
     return code_blocks.run(DOCS / f"{page}.md", replace)
 
 
-@pytest.mark.parametrize("page", ["choosing", "migration", "contributing", "quadratic"])
+PLAIN = ["choosing", "contributing", "how_much_noise", "migration", "quadratic"]
+
+
+@pytest.mark.parametrize("page", PLAIN)
 def test_code_runs(page):
     run(page)  # the pages' own assertions are in it
+
+
+def test_every_page_with_code_is_run_here():
+    pages = {page.stem for page in DOCS.rglob("*.md") if code_blocks.python_blocks(page)}
+    here = pathlib.Path(__file__).read_text(encoding="utf-8")
+    assert pages == {*PLAIN, *re.findall(r'run\(\s*"(\w+)"', here)}
+
+
+def test_gpu(images):
+    images(200)
+    devices = ("MirroredStrategy()", 'MirroredStrategy(["CPU:0", "CPU:1"])')
+    names = run("gpu", (devices, ("batch_size=2000, epochs=2", "batch_size=200")))
+    assert names["strategy"].num_replicas_in_sync == 2
+    assert names["model"].num_microbatches == names["fits"].num_microbatches > 1
+
+
+COMMAND = re.compile(r"\bnoisylb ([a-z-]+)((?:\\\n|[^`\n#])*)")
+
+
+def test_the_command_line_has_the_options_that_pages_name():
+    commands = typer.main.get_command(app).commands
+    options = {
+        name: {flag for parameter in command.params for flag in parameter.opts}
+        for name, command in commands.items()
+    }
+    seen = []
+    for page in (code_blocks.ROOT / "README.md", *DOCS.glob("*.md")):
+        for name, rest in COMMAND.findall(page.read_text(encoding="utf-8")):
+            if named := re.findall(r"--[a-z0-9-]+", rest):
+                assert set(named) <= options[name], (page.name, name, rest)
+                seen += named
+    assert len(seen) > 20
 
 
 def test_index():

@@ -8,7 +8,7 @@ import warnings
 from typing import Annotated
 
 import typer
-from noisylb.options import Options
+from noisylb.options import Options, ReportOptions
 
 app = typer.Typer(
     add_completion=False,
@@ -40,18 +40,19 @@ def show_warning(message, *_, **__):
     typer.echo(f"noisylb: {message}", err=True)
 
 
-def run(job, values):
+def run(job, values, options_class):
     """Run something of the package with the values of the command line.
 
     Args:
         job: name of a function of `keras_noisylb.paper.compare` that takes the options.
-        values: dictionary of the fields of `Options`.
+        values: dictionary of the fields of the options.
+        options_class: `Options` or `ReportOptions`.
 
     Raises:
         typer.Exit: if it could not be run, or was interrupted.
     """
     try:
-        options = Options(**values)
+        options = options_class(**values)
     except ValueError as error:
         fail(error)
     work("compare", lambda compare: getattr(compare, job)(options), options.output)
@@ -95,22 +96,23 @@ def work(name, call, output):
         raise typer.Exit(130) from None
 
 
-def command(name, job, help_text, only=None, **changes):
-    """Add a command whose options are fields of `Options`.
+def command(name, job, help_text, only=None, options_class=Options, **changes):
+    """Add a command whose options are fields of a class.
 
     Args:
         name: of the command.
         job: name of the function of `keras_noisylb.paper.compare` that it runs.
         help_text: what it does.
         only: names of the fields that it has; `None` for all.
+        options_class: `Options` or `ReportOptions`.
         **changes: fields with another name, default or help, as `(flag, default, help)`.
     """
 
     def call(**values):
-        run(job, values)
+        run(job, values, options_class)
 
     parameters = []
-    for field in dataclasses.fields(Options):
+    for field in dataclasses.fields(options_class):
         if only is not None and field.name not in only:
             continue
         flag = "--" + field.name.replace("_", "-")
@@ -150,8 +152,9 @@ command(
     only=(
         "regimes", "model", "dataset", "large_batch_size", "small_batch_size", "normalization",
         "ghost_batch_size", "estimator", "fisher", "engine", "max_examples", "conv", "damping",
-        "update_every", "sigma", "form",
+        "update_every", "sigma", "form", "memory",
     ),
+    options_class=ReportOptions,
     regimes=ONE_REGIME,
 )  # fmt: skip
 

@@ -245,3 +245,18 @@ class Options:
         if self.ghost_batch_size is None:
             values["ghost_batch_size"] = self.small_batch_size
         return values
+
+
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    """The options of `noisylb report`, which has one more.
+
+    Example:
+    ```python
+    keras_noisylb.paper.compare.show_report(ReportOptions(regimes="lb-diagonal", memory=4.0))
+    ```
+    """
+
+    memory: float | None = option(
+        None, "GiB that a step may take: also name the fewest --num-microbatches that fit."
+    )

@@ -187,7 +187,7 @@ def show_report(options):
     """Print how the noise of one regime will be computed.
 
     Args:
-        options: `noisylb.options.Options` that name one regime.
+        options: `noisylb.options.ReportOptions` that name one regime.
 
     Raises:
         CompareError: if the regime has no noise, or the model cannot have it.
@@ -200,8 +200,8 @@ def show_report(options):
                 f"a report is about one regime with noise. Received: {', '.join(regimes)}. "
                 "Change --regime."
             )
-        network = network_of(options)
-        result = noise_report(network, regime.noise_at(options, rate), options.large_batch_size)
+        noise, size = regime.noise_at(options, rate), options.large_batch_size
+        result = noise_report(network_of(options), noise, size, memory=options.memory)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     console = Console()
