@@ -1,8 +1,9 @@
-"""The size of gradient and noise during training, and the gradient noise scale."""
+"""The size of gradient and noise during training, the gradient noise scale, the temperature."""
 
 import keras
 from keras import ops
 
+from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.strategies import on_any_device
 from keras_noisylb.training import NoisyModel
 
@@ -14,15 +15,18 @@ class GradientNoise(keras.metrics.Metric):
     their means hardly.
 
     Args:
+        optimizer: what the model is compiled with; the temperature is known for SGD only.
         name: name of the metric.
         dtype: its dtype.
     """
 
-    MEANS = ("variance", "data", "total", "update", "noise")
+    MEANS = ("variance", "data", "total", "averaged", "noise", "rate")
     COUNTS = ("steps", "skipped")
 
-    def __init__(self, name="gradient_noise", dtype=None):
+    def __init__(self, optimizer=None, name="gradient_noise", dtype=None):
         super().__init__(name=name, dtype=dtype)
+        self.sgd, noisy = find(optimizer, keras.optimizers.SGD), find_noisy(optimizer)
+        self.in_update = noisy is not None and noisy.placement == "update"
         self.sums = {
             key: self.add_variable((), "zeros", dtype="float32", name=key)
             for key in self.MEANS + self.COUNTS
@@ -47,17 +51,18 @@ class GradientNoise(keras.metrics.Metric):
         # averaged. Noise for the parameters comes with the last of these batches only.
         noise = noise / (unit * parts.replicas) ** 2 * parts.replicas ** (2 if shared else 1)
         noise = noise / (1 if shared else parts.noisy) * (parts.accumulated // parts.noisy)
-        update = total + ops.divide_no_nan(variance, examples)
+        averaged = ops.divide_no_nan(variance, examples)
         if shared:  # it is in proportion to the gradient, which is longer in a part of the batch
             part = total + ops.divide_no_nan(variance, ops.cast(num_examples, "float32"))
-            noise = noise * ops.divide_no_nan(update, part)
+            noise = noise * ops.divide_no_nan(total + averaged, part)
         overflow = on_any_device(ops.logical_not(ops.isfinite(variance + data + total + noise)))
         values = {
             "variance": variance,
             "data": data,
             "total": total,
-            "update": update,
+            "averaged": averaged,
             "noise": noise,
+            "rate": ops.zeros(()) if self.sgd is None else self.sgd.learning_rate,
             "steps": ops.ones(()),
         }
         halves = ops.convert_to_tensor(num_examples > 1)  # two halves need two examples
@@ -68,11 +73,11 @@ class GradientNoise(keras.metrics.Metric):
 
     def result(self):
         # Not a number where no step could be measured.
-        variance, data, total, update, noise = (
+        variance, data, total, averaged, noise, rate = (
             self.sums[key] / self.sums["steps"] for key in self.MEANS
         )
-        gradient = ops.maximum(update, 0.0)
-        return {
+        gradient = ops.maximum(total + averaged, 0.0)
+        logs = {
             "gradient_norm": ops.sqrt(gradient),
             "noise_norm": ops.sqrt(noise),
             "noise_to_gradient": ops.sqrt(ops.divide_no_nan(noise, gradient)),
@@ -80,10 +85,16 @@ class GradientNoise(keras.metrics.Metric):
             "gradient_noise_scale": ops.where(total <= 0, float("inf"), variance / total),
             "skipped_steps": ops.convert_to_tensor(self.sums["skipped"]),
         }
+        if self.sgd is not None:
+            slowness = 1 - self.sgd.momentum
+            # Momentum adds up the noise of gradients, and not what is added to the parameters.
+            heating = averaged + noise * (slowness**2 if self.in_update else 1)
+            logs["temperature"] = rate / slowness * ops.divide_no_nan(heating, variance)
+        return logs
 
 
 class GradientNoiseMonitor(keras.callbacks.Callback):
-    """Logs the sizes of gradient and noise, and the gradient noise scale.
+    """Logs the sizes of gradient and noise, the gradient noise scale and the temperature.
 
     Every batch is computed as two halves, at hardly any cost, and the difference of their gradients
     gives unbiased estimates of the variance tr Σ of one example's gradient and of the squared norm
@@ -98,6 +109,7 @@ class GradientNoiseMonitor(keras.callbacks.Callback):
     - `gradient_noise_scale`: tr Σ / |G|², the "simple" noise scale of McCandlish et al. 2018
       (https://arxiv.org/abs/1812.06162): the batch size beyond which more examples buy little. It
       is infinite where |G|² cannot be told from 0.
+    - `temperature`, for SGD only: that of `noise_temperature`, with the noise as it was measured.
     - `skipped_steps`: number of steps in the epoch so far whose gradient was not finite. The other
       logs leave them out. A few are normal with "mixed_float16", whose loss scaling tries a larger
       scale now and then; without loss scaling the training has diverged. Where no step was left,
@@ -126,4 +138,4 @@ class GradientNoiseMonitor(keras.callbacks.Callback):
                 f"keras_noisylb.NoisyModel(model). Received: {type(model).__name__}"
             )
         with model.distribute_strategy.scope():
-            model.monitor(GradientNoise())
+            model.monitor(GradientNoise(model.optimizer))

@@ -19,7 +19,7 @@ from keras_noisylb.step import Parts
 LOSS = keras.losses.MeanSquaredError()
 POPULATION, M, M_S, STEPS, EPOCHS = 40, 16, 4, 40, 20
 KEYS = {"gradient_norm", "noise_norm", "noise_to_gradient", "fisher_trace", "gradient_noise_scale"}
-KEYS |= {"skipped_steps"}
+KEYS |= {"temperature", "skipped_steps"}
 
 
 def network():

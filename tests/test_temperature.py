@@ -167,3 +167,41 @@ def test_the_peak_of_a_schedule():
         (schedules.ExponentialDecay(0.2, 100, 0.5), 0.2),
     ):
         assert peak(keras.optimizers.SGD(schedule)) == pytest.approx(expected)
+
+
+def logged(optimizer, steps=4, size=16, **fit):
+    """What the monitor logs of batches of `size` examples."""
+    x = np.random.default_rng(0).standard_normal((steps * size, 3)).astype("float32")
+    model = compiled(optimizer)
+    monitor = nlb.GradientNoiseMonitor()
+    return model.fit(x, x[:, :2], batch_size=size, verbose=0, callbacks=[monitor], **fit).history
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_the_monitor_logs_the_temperature(accumulated):
+    """By `split`, the noise is as large as the variance that is measured from the same halves."""
+    noise, large = nlb.FullFisher(4, estimator="split", multiplier=0.7), 16 * (accumulated or 1)
+    for rate, momentum, steps in ((0.01, 0.0, None), (0.02, 0.8, None), (0.02, 0.8, 0)):
+        sgd = keras.optimizers.SGD(rate, momentum, gradient_accumulation_steps=accumulated)
+        imitated = (4, 0.7) if steps is None else (None, 0)
+        expected = noise_temperature(rate, large, *imitated, momentum)
+        logs = logged(nlb.NoisyOptimizer(sgd, noise, noise_steps=steps, seed=0))
+        np.testing.assert_allclose(logs["temperature"], expected, rtol=1e-5)
+    assert "temperature" not in logged("adam")
+
+
+def test_the_monitor_knows_that_momentum_does_not_add_up_noise_in_the_update():
+    rate, momentum, noise = 0.01, 0.8, nlb.FullFisher(4, estimator="split")
+    sgd = keras.optimizers.SGD(rate, momentum=momentum)
+    logs = logged(nlb.NoisyOptimizer(sgd, noise, placement="update", seed=0))
+    plain = noise_temperature(rate, 16, momentum=momentum)
+    added = noise_temperature(rate, 16, 4, momentum=momentum) - plain
+    np.testing.assert_allclose(logs["temperature"], plain + added * (1 - momentum) ** 2, rtol=1e-5)
+    # And so it is: the moments of (parameter, velocity) where the parameter alone is shaken.
+    curvature, variance, moments = 0.02, 3.0, np.zeros((2, 2))
+    step = np.array([[1 - rate * curvature, momentum], [-rate * curvature, momentum]])
+    for _ in range(20_000):
+        moments = step @ moments @ step.T + np.diag([rate**2 * variance, 0])
+    temperature = rate / (1 - momentum) * (1 - momentum) ** 2
+    expected = temperature / 4 * variance
+    np.testing.assert_allclose(curvature / 2 * moments[0, 0], expected, rtol=0.01)
