@@ -89,7 +89,7 @@ def train(options):
     regime.batch_change(chosen).fit(
         model, batches, shuffle=False, epochs=chosen.epochs, verbose=0, callbacks=[callback]
     )
-    _, test = data_sets.load("cifar10", options.data_dir)
+    _, test = data_sets.load("cifar10", data_dir=options.data_dir)
     results = {}
     for part, x, y in (
         ("train", data.x_train, data.y_train),

@@ -34,9 +34,9 @@ def noises(batch_size):
     return {
         "plain": None,
         "noise ended": DiagonalFisher(GHOST),
-        "split": DiagonalFisher(GHOST, "split"),
-        "full split": FullFisher(GHOST, "split"),
-        "weighted": DiagonalFisher(GHOST, "weighted"),
+        "split": DiagonalFisher(GHOST, estimator="split"),
+        "full split": FullFisher(GHOST, estimator="split"),
+        "weighted": DiagonalFisher(GHOST, estimator="weighted"),
         "per_example": DiagonalFisher(GHOST),
         "vectorized_map": DiagonalFisher(GHOST, engine="vectorized_map"),
         "max_examples": DiagonalFisher(GHOST, max_examples=batch_size // 8),

@@ -21,6 +21,7 @@ def advise(
     model: keras.Model | Callable[[], keras.Model],
     x: Any,
     y: Nested = None,
+    *,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     loss: Loss | None = None,

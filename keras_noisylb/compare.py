@@ -14,6 +14,7 @@ def compare(
     build: Callable[..., keras.Model],
     train: Examples,
     test: Examples | None = None,
+    *,
     regimes: str | Iterable[str] = ("sb", "lb", "lb-trace", "lb-diagonal", "lb-diagonal-split"),
     large_batch_size: int = 1000,
     small_batch_size: int = 50,

@@ -19,6 +19,7 @@ def noisy_gradients(
     y: Nested,
     noise: Noise,
     seed: int | Tensor,
+    *,
     sample_weight: Nested = None,
     num_microbatches: int = 1,
     add_loss_reduction: AddLossReduction | None = None,
@@ -65,7 +66,8 @@ def noisy_gradients(
     )
     if not model.built:
         model(x)
-    target = objective(model, loss, labels_for(noise, model, loss), add_loss_reduction)
+    labels = labels_for(noise, model, loss)
+    target = objective(model, loss, labels, add_loss_reduction=add_loss_reduction)
     draws = Draws(tf.stack([tf.cast(seed, "int32"), 0]))
     batch = Batch(x, y, sample_weight)
     step = Step(

@@ -65,6 +65,7 @@ class GhostBatchNormalization(keras.layers.Layer):
     def __init__(
         self,
         ghost_batch_size: int,
+        *,
         axis: int = -1,
         momentum: float = 0.9,
         epsilon: float = 1e-3,

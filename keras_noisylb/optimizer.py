@@ -68,6 +68,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         self,
         inner_optimizer: keras.optimizers.Optimizer,
         noise: Noise,
+        *,
         noise_steps: int | None = None,
         placement: Placement = "gradient",
         seed: int | None = None,

@@ -94,6 +94,7 @@ def report(
     model: keras.Model,
     noise: Noise,
     batch_size: int,
+    *,
     x: Nested = None,
     memory: float | None = None,
     small_learning_rate: float | None = None,
@@ -237,7 +238,9 @@ def _heat(model, noise, batch_size, small_learning_rate):
             f"{type(noise).__name__} imitates none. Leave it out."
         )
     rate, momentum = peak(optimizer), optimizer.momentum
-    ours = noise_temperature(rate, batch_size, small, noise.multiplier, momentum)
+    ours = noise_temperature(
+        rate, batch_size, small_batch_size=small, multiplier=noise.multiplier, momentum=momentum
+    )
     ratio = ours / noise_temperature(small_learning_rate, small, momentum=momentum)
     matched = matched_multiplier(batch_size, small, rate, small_learning_rate)
     note = (

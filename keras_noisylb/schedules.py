@@ -37,6 +37,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(
         self,
         learning_rate: float,
+        *,
         warmup_steps: int = 0,
         decay_steps: Iterable[int] = (),
         decay_factor: float = 0.1,
@@ -125,6 +126,7 @@ def sqrt_scaling(learning_rate: float, batch_size: int, base_batch_size: int) ->
 def noise_temperature(
     learning_rate: float,
     batch_size: int,
+    *,
     small_batch_size: int | None = None,
     multiplier: float = 1.0,
     momentum: float = 0.0,

@@ -84,7 +84,7 @@ class ShortRuns:
             Each of the stops.
         """
         config = self.optimizer.get_config()
-        config["learning_rate"] = WarmupStepDecay(learning_rate, warmup_updates)
+        config["learning_rate"] = WarmupStepDecay(learning_rate, warmup_steps=warmup_updates)
         chunks = round(batch_size / self.batch_size)
         model = NoisyModel(network, chunks) if chunks > 1 else network
         model.compile(type(self.optimizer).from_config(config), self.loss)

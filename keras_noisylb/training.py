@@ -64,6 +64,7 @@ class NoisyModel(keras.Model):
         self,
         model: keras.Model,
         num_microbatches: int | None = None,
+        *,
         add_loss_reduction: AddLossReduction | None = None,
         **kwargs: Any,
     ) -> None:

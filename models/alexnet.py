@@ -8,6 +8,7 @@ from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image
 
 def AlexNet(
     num_classes: int = 10,
+    *,
     input_shape: ImageShape = (32, 32, 3),
     normalization: Normalization = "ghost",
     ghost_batch_size: int = 128,

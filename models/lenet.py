@@ -8,6 +8,7 @@ from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image
 
 def LeNet(
     num_classes: int = 10,
+    *,
     input_shape: ImageShape = (28, 28, 1),
     normalization: Normalization = "ghost",
     ghost_batch_size: int = 128,

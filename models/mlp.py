@@ -9,6 +9,7 @@ from keras_noisylb.models.blocks import Blocks, Normalization
 
 def MLP(
     num_classes: int = 10,
+    *,
     input_shape: tuple[int, ...] = (28, 28, 1),
     hidden_units: Sequence[int] = (512,) * 5,
     normalization: Normalization = "ghost",

@@ -10,6 +10,7 @@ from keras_noisylb.models.blocks import Blocks, ImageShape, Normalization, image
 
 def ResNet(
     num_classes: int = 10,
+    *,
     input_shape: ImageShape = (32, 32, 3),
     depth: int = 44,
     width: int = 1,
@@ -99,6 +100,7 @@ def residual_block(blocks, x, name, halve):
 
 def ResNet44(
     num_classes: int = 10,
+    *,
     input_shape: ImageShape = (32, 32, 3),
     normalization: Normalization = "ghost",
     ghost_batch_size: int = 128,
@@ -111,11 +113,21 @@ def ResNet44(
     >>> ResNet44().name
     'resnet44'
     """
-    return ResNet(num_classes, input_shape, 44, 1, normalization, ghost_batch_size, l2, name)
+    return ResNet(
+        num_classes,
+        input_shape=input_shape,
+        depth=44,
+        width=1,
+        normalization=normalization,
+        ghost_batch_size=ghost_batch_size,
+        l2=l2,
+        name=name,
+    )
 
 
 def ResNet44x2(
     num_classes: int = 10,
+    *,
     input_shape: ImageShape = (32, 32, 3),
     normalization: Normalization = "ghost",
     ghost_batch_size: int = 128,
@@ -128,4 +140,13 @@ def ResNet44x2(
     >>> ResNet44x2().output_shape
     (None, 10)
     """
-    return ResNet(num_classes, input_shape, 44, 2, normalization, ghost_batch_size, l2, name)
+    return ResNet(
+        num_classes,
+        input_shape=input_shape,
+        depth=44,
+        width=2,
+        normalization=normalization,
+        ghost_batch_size=ghost_batch_size,
+        l2=l2,
+        name=name,
+    )

@@ -12,6 +12,7 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters and number
 
 def VGG16(
     num_classes: int = 10,
+    *,
     input_shape: ImageShape = (32, 32, 3),
     dense_units: Sequence[int] = (),
     normalization: Normalization = "ghost",

@@ -45,7 +45,14 @@ def test_chunks_give_the_gradient_of_the_batch(reduction, float64, rng):
     for noise in (SPLIT, nlb.FisherTrace(2, engine="layerwise")):
         for num_chunks in (1, 2, 3):
             gradients, _ = nlb.noisy_gradients(
-                model, crossentropy(), x, y, noise, 0, None, num_chunks, reduction
+                model,
+                crossentropy(),
+                x,
+                y,
+                noise,
+                0,
+                num_microbatches=num_chunks,
+                add_loss_reduction=reduction,
             )
             assert_close(gradients, expected)
 
@@ -80,7 +87,7 @@ def test_they_train_as_in_keras(reduction, rng):
 
 
 @pytest.mark.parametrize(
-    ("noise", "num_microbatches"), [(SPLIT, None), (nlb.FullFisher(2, "weighted"), 3)]
+    ("noise", "num_microbatches"), [(SPLIT, None), (nlb.FullFisher(2, estimator="weighted"), 3)]
 )
 def test_what_cannot_be_known_is_refused(noise, num_microbatches, rng):
     network, (x, y) = adding_net("mean"), vectors(rng)
@@ -97,7 +104,7 @@ def test_what_cannot_be_known_is_refused(noise, num_microbatches, rng):
 
 def test_nothing_needs_to_be_known_of_a_whole_batch(rng):
     model, (x, y) = adding_net("sum"), vectors(rng)
-    noise = nlb.DiagonalFisher(2, "weighted")
+    noise = nlb.DiagonalFisher(2, estimator="weighted")
     gradients, _ = nlb.noisy_gradients(model, CROSSENTROPY, x, y, noise, 0)
     assert_close(gradients, total_gradient(model, CROSSENTROPY, x, y), rtol=1e-4)
 

@@ -50,9 +50,11 @@ def warmup(rate, updates):
 def test_quadratic(float64, rng):
     deviations, rate, updates = np.array([2.0, 8.0, 4.0]), 0.001, 200
     model, x, y = quadratic(deviations, rng, 4000)
-    sgd = keras.optimizers.SGD(nlb.WarmupStepDecay(rate, 30, [100]))  # whose peak is meant
+    sgd = keras.optimizers.SGD(
+        nlb.WarmupStepDecay(rate, warmup_steps=30, decay_steps=[100])
+    )  # whose peak is meant
     found = nlb.advise(
-        model, x, y, 10, loss=quadratic_loss, optimizer=sgd, num_batches=400, verbose=0
+        model, x, y, batch_size=10, loss=quadratic_loss, optimizer=sgd, num_batches=400, verbose=0
     )
     assert (found.updates, found.learning_rate) == ((20, updates), pytest.approx(rate))
     factor = CURVATURE * deviations / np.sqrt(10)
@@ -93,7 +95,7 @@ def test_the_highest_rate_is_found(float64, rng):
     model.compile(keras.optimizers.SGD(0.1), quadratic_loss)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # at a minimum the noise scale has no upper bound
-        found = nlb.advise(model, x, y, 8, updates=50, highest_rate="measure", verbose=0)
+        found = nlb.advise(model, x, y, batch_size=8, updates=50, highest_rate="measure", verbose=0)
     bound = 2 / np.linalg.eigvalsh(CURVATURE)[-1]
     assert bound / 4 < found.highest_rate < bound < found.scaled_learning_rate
     assert all(loss > found.first_loss for rate, loss in found.trials if rate > bound)
@@ -122,7 +124,7 @@ def test_all_per_example_gradients(problem):
     """The rate is so small that the weights stay."""
     model, x, y = problem
     model.compile(keras.optimizers.SGD(1e-12), mse)
-    found = nlb.advise(model, x, y, 6, updates=2, num_batches=100, verbose=0)
+    found = nlb.advise(model, x, y, batch_size=6, updates=2, num_batches=100, verbose=0)
     rows = np.concatenate([g.reshape(600, -1) for g in one_by_one(model, mse, x, y)], axis=1)
     trace = np.sum(np.var(rows, axis=0, ddof=1))
     square = np.sum(rows.mean(axis=0) ** 2) - trace / 600
@@ -148,7 +150,7 @@ def test_the_run_is_that_of_the_optimizer(problem, monkeypatch):
 
     monkeypatch.setattr(module, "critical_batch_size", spy)
     before = flat(model.trainable_variables)
-    found = nlb.advise(noisy, x, y, 6, updates=30, seed=4, verbose=0)
+    found = nlb.advise(noisy, x, y, batch_size=6, updates=30, seed=4, verbose=0)
     np.testing.assert_array_equal(flat(model.trainable_variables), before)
     assert int(noisy.optimizer.iterations) == 0 and noisy.optimizer.inner_optimizer is sgd
     draws = np.random.default_rng((4, 6))

@@ -45,7 +45,9 @@ def compiled(noise, eager=True, **options):
             keras.layers.Dense(3),
         ])
     )
-    inner = keras.optimizers.SGD(nlb.WarmupStepDecay(0.2, 2, (7,)), momentum=0.9)
+    inner = keras.optimizers.SGD(
+        nlb.WarmupStepDecay(0.2, warmup_steps=2, decay_steps=(7,)), momentum=0.9
+    )
     optimizer = nlb.NoisyOptimizer(inner, noise, seed=7, **options)
     model.compile(optimizer, CROSSENTROPY, metrics=["accuracy"], run_eagerly=eager)
     return model
@@ -80,7 +82,7 @@ CASES = {
     # Each size of batches is a graph of its own, which takes long to trace.
     "graph": (nlb.Isotropic(0.1), equal_batches, 6, {"eager": False, "placement": "update"}),
     "factors": (nlb.KroneckerFactored(M_S, update_every=2), dataset, 6, {}),
-    "unknown length": (nlb.FisherTrace(M_S, "weighted"), unknown_length, 6, {}),
+    "unknown length": (nlb.FisherTrace(M_S, estimator="weighted"), unknown_length, 6, {}),
     "batch change": (nlb.FullFisher(M_S), batch_change, 8, {}),
 }
 AT = [(1,), (2, 0), (3, 0)]

@@ -118,7 +118,9 @@ def test_equals_one_loop_over_batches(name, xy):
     make = {
         "sgd": lambda: optimizers.SGD(0.1, momentum=0.9),
         "adam": lambda: optimizers.Adam(0.01),
-        "schedule": lambda: optimizers.SGD(WarmupStepDecay(0.1, 5, (REGIME.updates(36, 4),))),
+        "schedule": lambda: optimizers.SGD(
+            WarmupStepDecay(0.1, warmup_steps=5, decay_steps=(REGIME.updates(36, 4),))
+        ),
         "accumulated": lambda: optimizers.SGD(0.1, gradient_accumulation_steps=2),
         "scaled": lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.1, use_ema=True)),
         "ema": lambda: optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),

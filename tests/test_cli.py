@@ -88,7 +88,9 @@ def test_report_tells_layer_by_layer():
 
 def test_report_names_the_microbatches_that_fit():
     network = MLP(num_classes=10, ghost_batch_size=50)
-    found = report(network, DiagonalFisher(50, "split", multiplier=0.3), 1000, memory=0.05)
+    found = report(
+        network, DiagonalFisher(50, estimator="split", multiplier=0.3), 1000, memory=0.05
+    )
     assert found.num_microbatches > 1
     result = invoke("report", "--regime", "lb-diagonal-split", "--model", "mlp", "--memory", "0.05")
     assert result.exit_code == 0, result.output

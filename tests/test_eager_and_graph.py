@@ -13,7 +13,7 @@ L = keras.layers
 
 
 @pytest.mark.parametrize("noise", [
-    nlb.DiagonalFisher(4, "weighted"), nlb.FisherTrace(4, fisher="true"),
+    nlb.DiagonalFisher(4, estimator="weighted"), nlb.FisherTrace(4, fisher="true"),
 ])  # fmt: skip
 def test_the_same_numbers_are_drawn(noise, float64, rng):
     model, (x, y) = plain_net(), vectors(rng)
@@ -58,7 +58,7 @@ def test_weights_and_sample_are_independent():
 
     model = keras.Sequential([keras.Input((30,)), L.Dense(1, use_bias=False)])
     x = np.eye(30, dtype="float32")  # every example has a weight of its own: v shows the w_i
-    _, noise = nlb.noisy_gradients(model, Sum(), x, np.zeros(30), Keep(4, "weighted"), 3)
+    _, noise = nlb.noisy_gradients(model, Sum(), x, np.zeros(30), Keep(4, estimator="weighted"), 3)
     assert abs(np.corrcoef(found[0], np.ravel(noise[0]))[0, 1]) < 0.6  # 3 standard errors
 
 
@@ -83,7 +83,7 @@ def test_no_forward_pass_is_larger_than_a_chunk(masked, rng):
     x = rng.integers(0, 7, (30, 4))
     y = rng.integers(0, 3, (30, 4) if masked else 30)
     seen.rows.clear()
-    noise = nlb.DiagonalFisher(4, "weighted")
+    noise = nlb.DiagonalFisher(4, estimator="weighted")
     nlb.noisy_gradients(model, CROSSENTROPY, x, y, noise, 0, num_microbatches=3)
     # The loss divides by what the masks of all chunks leave: those of later ones come first.
     assert seen.rows == [10] * (5 if masked else 3)

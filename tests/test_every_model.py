@@ -148,7 +148,7 @@ def test_full_fisher_noise_of_every_model_is_made_of_its_gradients(name, rng):
     every = gradients_one_by_one(model, loss, x, y)
     scale = float(nlb.noise_scale(size, 4))
     _, noise = nlb.noisy_gradients(
-        model, loss, x, y, nlb.FullFisher(4, "split"), 1, add_loss_reduction="mean"
+        model, loss, x, y, nlb.FullFisher(4, estimator="split"), 1, add_loss_reduction="mean"
     )
     difference = np.sqrt(size) / 2 * (every[:6].mean(0) - every[6:].mean(0))
     np.testing.assert_allclose(np.abs(flat(noise)), scale * np.abs(difference), 2e-3, 1e-6)
@@ -185,7 +185,7 @@ def test_the_weights_of_full_fisher_noise_are_standard_normal(rng):
 def test_a_subclassed_model_is_saved(tmp_path, rng):
     x, y = vectors(rng)
     model = nlb.NoisyModel(Subclassed())
-    noise = nlb.DiagonalFisher(4, "split")
+    noise = nlb.DiagonalFisher(4, estimator="split")
     model.compile(nlb.NoisyOptimizer(keras.optimizers.SGD(0.1), noise, seed=1), CROSSENTROPY)
     model.run_eagerly = True
     model.fit(x, y, batch_size=M, verbose=0)

@@ -196,7 +196,7 @@ def test_ghost_statistics_are_those_of_each_batch(engine, float64, rng):
 
 
 def test_a_convolutional_network_in_float32(rng):
-    model = nlb.models.LeNet(10, (20, 20, 1), ghost_batch_size=8)
+    model = nlb.models.LeNet(10, input_shape=(20, 20, 1), ghost_batch_size=8)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     x, y = rng.normal(size=(24, 20, 20, 1)).astype("float32"), rng.integers(0, 10, 24)
     gradients = nlb.gradients.per_example_gradients(model, loss, x, y)

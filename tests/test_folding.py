@@ -82,9 +82,9 @@ def test_without_beta_or_gamma(center, scale, ghost, float64, rng):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda n: nlb.models.ResNet(3, (16, 16, 3), depth=8, normalization=n),
-        lambda n: nlb.models.LeNet(3, (16, 16, 1), normalization=n),
-        lambda n: nlb.models.MLP(3, (6,), normalization=n),
+        lambda n: nlb.models.ResNet(3, input_shape=(16, 16, 3), depth=8, normalization=n),
+        lambda n: nlb.models.LeNet(3, input_shape=(16, 16, 1), normalization=n),
+        lambda n: nlb.models.MLP(3, input_shape=(6,), normalization=n),
         lambda n: nlb.models.VGG16(3, normalization=n),
     ],
     ids=["resnet", "lenet", "mlp", "vgg"],

@@ -67,10 +67,13 @@ SCALE = 1 / 2 - 1 / 10  # squared, of a batch of ten that imitates one of two
 # From moments of one example's gradient to the trace of the noise's covariance.
 NOISES = {
     "diagonal": (nlb.DiagonalFisher(2), lambda s, f, g, d: SCALE * f),
-    "diagonal weighted": (nlb.DiagonalFisher(2, "weighted"), lambda s, f, g, d: SCALE * f),
-    "diagonal split": (nlb.DiagonalFisher(2, "split"), lambda s, f, g, d: SCALE * s),
+    "diagonal weighted": (
+        nlb.DiagonalFisher(2, estimator="weighted"),
+        lambda s, f, g, d: SCALE * f,
+    ),
+    "diagonal split": (nlb.DiagonalFisher(2, estimator="split"), lambda s, f, g, d: SCALE * s),
     "full": (nlb.FullFisher(2, multiplier=0.5), lambda s, f, g, d: 0.25 * SCALE * f),
-    "full split": (nlb.FullFisher(2, "split"), lambda s, f, g, d: SCALE * s),
+    "full split": (nlb.FullFisher(2, estimator="split"), lambda s, f, g, d: SCALE * s),
     "trace": (nlb.FisherTrace(2), lambda s, f, g, d: SCALE * f.sum() * d / d.sum()),
     "isotropic": (nlb.Isotropic(0.7), lambda s, f, g, d: 0.49 * d),
     "multiplicative": (nlb.Multiplicative(1.5), lambda s, f, g, d: 2.25 * g),
@@ -91,7 +94,7 @@ def test_noises(name, problem):
 def test_a_large_batch_with_full_noise_has_the_variance_of_a_small_one(problem):
     # Figure 2: (1/M_L − 1/N) + (1/M_S − 1/M_L) = 1/M_S − 1/N, exactly so for `split`.
     _, traces, _ = moments(*problem)
-    large = measure(*problem, noise=nlb.FullFisher(2, "split"), draws=2000)
+    large = measure(*problem, noise=nlb.FullFisher(2, estimator="split"), draws=2000)
     small = measure(*problem, batch_size=2, draws=2000)
     for found in (large, small):
         assert_variance(found, (1 / 2 - 1 / 30) * traces)
@@ -320,7 +323,9 @@ def test_estimates_are_those_of_the_batches_gradients(problem):
     assert found.trace == pytest.approx(4 * rows.var(axis=0, ddof=1).sum(), 1e-10)
     assert found.value == pytest.approx(found.trace / found.squared_norm, 1e-12)
     summed = keras.losses.MeanSquaredError(reduction="sum")
-    again = critical_batch_size(model, summed, x, y, 4, confidence=0.5, seed=3, verbose=0)
+    again = critical_batch_size(
+        model, summed, x, y, batch_size=4, confidence=0.5, seed=3, verbose=0
+    )
     assert again.value == pytest.approx(found.value, 1e-10)
 
 
@@ -374,7 +379,9 @@ def test_weights_that_are_not_finite(function):
 def test_progress_is_shown_unless_asked_not_to(capsys, problem):
     for verbose in (0, 1):
         measure(*problem, draws=4, verbose=verbose)
-        critical_batch_size(problem[0], mse, *problem[1:], 5, confidence=0.1, verbose=verbose)
+        critical_batch_size(
+            problem[0], mse, *problem[1:], batch_size=5, confidence=0.1, verbose=verbose
+        )
         shown = capsys.readouterr().out
         assert ("4/4" in shown) == ("12/12" in shown) == bool(verbose)
 

@@ -225,7 +225,9 @@ def test_sample_weights_scale_the_loss_of_an_example(engine, rng):
     weight = np.arange(6.0)
     loss = keras.losses.MeanSquaredError()
     plain = gradients.per_example_gradients(model, loss, x, y, engine=engine)
-    weighted = gradients.per_example_gradients(model, loss, x, y, weight, engine=engine)
+    weighted = gradients.per_example_gradients(
+        model, loss, x, y, sample_weight=weight, engine=engine
+    )
     scaled = [np.einsum("m...,m->m...", g, weight) for g in plain]
     oracle.assert_close(weighted, scaled)
 

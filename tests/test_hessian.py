@@ -210,7 +210,9 @@ def test_regularization_is_an_option(float64, rng):
     x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
     model(x)
     without = by_products(Hessian(model, "mse", x, y, batch_size=3))
-    difference = by_products(Hessian(model, "mse", x, y, 3, regularization=True)) - without
+    difference = (
+        by_products(Hessian(model, "mse", x, y, batch_size=3, regularization=True)) - without
+    )
     ones = np.c_[x, np.ones(4)]  # kernel and bias; Keras divides the activities' norm by the batch
     expected = np.kron(2 * 0.25 * ones.T @ ones / 4, np.eye(2)) + np.diag([1.0] * 6 + [0.0] * 2)
     assert_close([difference], [expected])
@@ -231,7 +233,7 @@ def test_largest_eigenvalues(k, problem):
     dense = dense_hessian(model, mean_crossentropy, x, y)
     values, vectors = np.linalg.eigh(dense)
     pairs = largest_eigenvalues(
-        model, crossentropy(), x, y, k, tolerance=1e-10, verbose=0, batch_size=4
+        model, crossentropy(), x, y, k=k, tolerance=1e-10, verbose=0, batch_size=4
     )
     np.testing.assert_allclose(pairs.eigenvalues, values[::-1][:k], rtol=1e-9)
     flat = np.stack([np.concatenate([np.ravel(p) for p in v]) for v in pairs.eigenvectors])

@@ -65,7 +65,7 @@ def test_the_report_names_a_number_of_microbatches(estimator, fisher):
         L.GlobalAveragePooling2D(),
         L.Dense(3),
     ])
-    noise = nlb.DiagonalFisher(GHOST, estimator, fisher=fisher)
+    noise = nlb.DiagonalFisher(GHOST, estimator=estimator, fisher=fisher)
     whole = nlb.report(model, noise, 256, memory=100)
     assert whole.num_microbatches == 1
     assert whole.gibibytes > 256 * 16 * 16 * 2 * 8 * 4 / 2**30

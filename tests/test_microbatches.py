@@ -127,7 +127,7 @@ def test_chunks_give_the_gradient_of_the_batch(make, data, weighted, reduction, 
     for num_chunks in (1, 2, 5):
         model.set_weights(start)
         gradients, _ = nlb.noisy_gradients(
-            model, loss, x, y, NO_NOISE, 0, weight, num_microbatches=num_chunks
+            model, loss, x, y, NO_NOISE, 0, sample_weight=weight, num_microbatches=num_chunks
         )
         assert_close(dense(gradients), expected)
         assert_close(model.get_weights(), state)

@@ -46,7 +46,7 @@ def test_formulas_give_the_published_sizes():
 @pytest.mark.parametrize("normalization", PER_UNIT)
 @pytest.mark.parametrize(("shape", "classes"), [((28, 28, 1), 10), ((20, 32, 3), 7)])
 def test_lenet(normalization, shape, classes):
-    model = LeNet(classes, shape, normalization)
+    model = LeNet(classes, input_shape=shape, normalization=normalization)
     height, width = (((size - 4) // 2 - 4) // 2 for size in shape[:2])
     per_unit = PER_UNIT[normalization]
     assert model.count_params() == (
@@ -61,7 +61,7 @@ def test_lenet(normalization, shape, classes):
 
 @pytest.mark.parametrize("normalization", PER_UNIT)
 def test_mlp(normalization):
-    model = MLP(3, (4, 5), (6, 7), normalization)
+    model = MLP(3, input_shape=(4, 5), hidden_units=(6, 7), normalization=normalization)
     per_unit = PER_UNIT[normalization]
     assert model.count_params() == 6 * (20 + per_unit) + 7 * (6 + per_unit) + 3 * (7 + 1)
     assert model(np.ones((2, 4, 5)), training=True).shape == (2, 3)
@@ -72,7 +72,7 @@ def test_mlp(normalization):
 @pytest.mark.parametrize("normalization", PER_UNIT)
 @pytest.mark.parametrize(("shape", "classes"), [((32, 32, 3), 10), ((7, 28, 1), 3)])
 def test_alexnet(normalization, shape, classes):
-    model = AlexNet(classes, shape, normalization)
+    model = AlexNet(classes, input_shape=shape, normalization=normalization)
     height, width = (((size - 1) // 2 - 1) // 2 for size in shape[:2])
     per_unit = PER_UNIT[normalization]
     assert model.count_params() == (
@@ -89,7 +89,7 @@ def test_alexnet(normalization, shape, classes):
     ("shape", "classes", "dense"), [((32, 32, 3), 10, ()), ((64, 33, 1), 4, (8, 6))]
 )
 def test_vgg16(normalization, shape, classes, dense):
-    model = VGG16(classes, shape, dense, normalization)
+    model = VGG16(classes, input_shape=shape, dense_units=dense, normalization=normalization)
     assert model.count_params() == vgg_size(*shape, classes, dense, PER_UNIT[normalization])
     filters = [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert filters == VGG_FILTERS
@@ -106,7 +106,9 @@ def test_vgg16(normalization, shape, classes, dense):
     ],
 )
 def test_resnet(depth, width, shape, classes, normalization):
-    model = ResNet(classes, shape, depth, width, normalization)
+    model = ResNet(
+        classes, input_shape=shape, depth=depth, width=width, normalization=normalization
+    )
     per_unit = PER_UNIT[normalization]
     assert model.count_params() == resnet_size(depth, width, shape[2], classes, per_unit)
     for stage in (1, 2, 3):
@@ -118,7 +120,7 @@ def test_resnet(depth, width, shape, classes, normalization):
 
 def test_resnet_by_hand(rng):
     """All layers of a small network, computed again in NumPy from the weights by their names."""
-    model = ResNet(3, (6, 9, 2), depth=14, normalization="batch")
+    model = ResNet(3, input_shape=(6, 9, 2), depth=14, normalization="batch")
     model.set_weights([rng.uniform(0.3, 0.6, w.shape) - 0.4 for w in model.get_weights()])
     for layer in model.layers:
         if layer.name.endswith("_norm"):

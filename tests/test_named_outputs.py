@@ -89,7 +89,9 @@ def test_training_with_the_true_fisher_by_name(outputs, targets):
     noise = nlb.DiagonalFisher(4, estimator="weighted", fisher="true")
     found = []
     for noise_steps in (0, None):
-        optimizer = nlb.NoisyOptimizer(keras.optimizers.SGD(0.1), noise, noise_steps, seed=5)
+        optimizer = nlb.NoisyOptimizer(
+            keras.optimizers.SGD(0.1), noise, noise_steps=noise_steps, seed=5
+        )
         model = nlb.NoisyModel(network(outputs))
         found.append(fit(model, optimizer, outputs, targets, loss=named(LOSSES, outputs))[2])
     assert np.abs(found[0][0] - found[1][0]).max() > 1e-4

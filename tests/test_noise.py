@@ -46,9 +46,9 @@ LADDER = [
     ("full", nlb.FullFisher(M_S)),
     ("diagonal", nlb.DiagonalFisher(M_S, engine="layerwise")),
     ("diagonal", nlb.DiagonalFisher(M_S, engine="vectorized_map")),
-    ("diagonal", nlb.DiagonalFisher(M_S, "weighted")),
+    ("diagonal", nlb.DiagonalFisher(M_S, estimator="weighted")),
     ("trace", nlb.FisherTrace(M_S)),
-    ("trace", nlb.FisherTrace(M_S, "weighted")),
+    ("trace", nlb.FisherTrace(M_S, estimator="weighted")),
 ]
 
 
@@ -107,7 +107,7 @@ def test_split_has_the_covariance_around_the_mean(rung, structure, jit, rng):
     gradients = oracle.one_by_one(*problem)
     centred = VARIANCE * sampling.second_moment([g - g.mean(0) for g in gradients])
     fisher = VARIANCE * sampling.second_moment(gradients)
-    noise, count = structure(M_S, "split"), 8000 if rung == "trace" else 3000
+    noise, count = structure(M_S, estimator="split"), 8000 if rung == "trace" else 3000
     samples = sampling.draw(noise, *problem, count=count, rows=drawn, jit=jit)
     sampling.assert_only(samples, RUNGS[rung](centred), RUNGS[rung](fisher), *others(rung, centred))
 
@@ -117,7 +117,7 @@ def test_split_of_one_shuffled_batch(rng):
     gradients = [g[:SHUFFLED] for g in oracle.one_by_one(*problem)]
     variance = (SHUFFLED - M_S) / (SHUFFLED * M_S)
     centred = variance * sampling.second_moment([g - g.mean(0) for g in gradients])
-    samples = sampling.draw(nlb.FullFisher(M_S, "split"), *problem, rows=shuffled)
+    samples = sampling.draw(nlb.FullFisher(M_S, estimator="split"), *problem, rows=shuffled)
     sampling.assert_only(samples, SHUFFLED / (SHUFFLED - 1) * centred, centred)
 
 
@@ -125,10 +125,10 @@ def test_split_of_one_shuffled_batch(rng):
     ("rung", "noise"),
     [
         ("full", nlb.FullFisher(M_S)),
-        ("full", nlb.FullFisher(M_S, "split")),
+        ("full", nlb.FullFisher(M_S, estimator="split")),
         ("diagonal", nlb.DiagonalFisher(M_S)),
-        ("diagonal", nlb.DiagonalFisher(M_S, "weighted")),
-        ("diagonal", nlb.DiagonalFisher(M_S, "split")),
+        ("diagonal", nlb.DiagonalFisher(M_S, estimator="weighted")),
+        ("diagonal", nlb.DiagonalFisher(M_S, estimator="split")),
     ],
 )
 def test_estimators_agree_where_the_mean_gradient_is_zero(rung, noise, rng):
@@ -195,7 +195,7 @@ def test_vectors_of_one_batch(build, losses, examples, chunks, half, weighted, r
     def draw(estimator, count):
         options = {"sample_weight": weights} if weighted else {}
         return sampling.draw(
-            nlb.FullFisher(M_S, estimator),
+            nlb.FullFisher(M_S, estimator=estimator),
             *(model, loss, x, y),
             count=count,
             num_microbatches=chunks,
@@ -245,7 +245,7 @@ def test_weighted_is_gaussian_in_each_coordinate_but_not_jointly(problem):
         ("weighted", pairs, independent),
         ("per_example", independent, pairs),
     ):
-        noise = nlb.DiagonalFisher(M_S, estimator)
+        noise = nlb.DiagonalFisher(M_S, estimator=estimator)
         samples = sampling.draw(noise, *problem, count=MANY)
         assert min(p_values(samples, variance)) > 1e-5
         assert max(p_values(samples, 1.2 * variance)) < 1e-5
@@ -267,7 +267,7 @@ def test_fourth_moments_of_split_approach_the_gaussian(rng):
     for size in (4, 100):
         variance = (size - 2) / (size * 2)
         samples = sampling.draw(
-            nlb.DiagonalFisher(2, "split"),
+            nlb.DiagonalFisher(2, estimator="split"),
             *problem,
             count=8000,
             rows=lambda seed, m=size: tf.random.stateless_uniform([m], [seed, 1], 0, POOL, "int32"),
@@ -309,9 +309,9 @@ def uniform_class(y, y_pred, draws):
         ("full", nlb.FullFisher(M_S, fisher="true")),
         ("diagonal", nlb.DiagonalFisher(M_S, fisher="true", engine="layerwise")),
         ("diagonal", nlb.DiagonalFisher(M_S, fisher="true", engine="vectorized_map")),
-        ("diagonal", nlb.DiagonalFisher(M_S, "weighted", "true")),
+        ("diagonal", nlb.DiagonalFisher(M_S, estimator="weighted", fisher="true")),
         ("trace", nlb.FisherTrace(M_S, fisher="true")),
-        ("trace", nlb.FisherTrace(M_S, "weighted", "true")),
+        ("trace", nlb.FisherTrace(M_S, estimator="weighted", fisher="true")),
         ("full", nlb.FullFisher(M_S, fisher="true", sampler=uniform_class)),
     ],
 )
@@ -367,6 +367,6 @@ def test_variables_without_gradient_do_not_count(rng):
     for noise in (
         nlb.FisherTrace(M_S, engine="layerwise"),
         nlb.FisherTrace(M_S, engine="vectorized_map"),
-        nlb.FisherTrace(M_S, "weighted"),
+        nlb.FisherTrace(M_S, estimator="weighted"),
     ):
         sampling.assert_only(sampling.draw(noise, *problem), RUNGS["trace"](fisher))

@@ -30,7 +30,7 @@ MAKE = [
     nlb.FullFisher,
     nlb.FisherTrace,
     nlb.KroneckerFactored,
-    lambda m, **options: nlb.FullFisher(m, "split", **options),
+    lambda m, **options: nlb.FullFisher(m, estimator="split", **options),
 ]
 
 
@@ -78,17 +78,19 @@ def is_half(y, y_pred, draws):
 
 ALL = [
     nlb.DiagonalFisher(2, engine="layerwise", max_examples=5, conv="uncorrelated", multiplier=0.3),
-    nlb.DiagonalFisher(2, "per_example", "true", "vectorized_map", sampler=is_half),
-    nlb.DiagonalFisher(2, "weighted", "true", multiplier=2),
-    nlb.DiagonalFisher(2, "split"),
-    nlb.FullFisher(2, "weighted", "true", 0.3, is_half),
-    nlb.FullFisher(2, "split"),
+    nlb.DiagonalFisher(
+        2, estimator="per_example", fisher="true", engine="vectorized_map", sampler=is_half
+    ),
+    nlb.DiagonalFisher(2, estimator="weighted", fisher="true", multiplier=2),
+    nlb.DiagonalFisher(2, estimator="split"),
+    nlb.FullFisher(2, estimator="weighted", fisher="true", multiplier=0.3, sampler=is_half),
+    nlb.FullFisher(2, estimator="split"),
     nlb.FisherTrace(2, engine="layerwise", max_examples=5, conv="uncorrelated", multiplier=0.3),
-    nlb.FisherTrace(2, "weighted", "true", sampler=is_half),
+    nlb.FisherTrace(2, estimator="weighted", fisher="true", sampler=is_half),
     nlb.KroneckerFactored(2, damping=0.2, update_every=3, max_examples=5, multiplier=0.3),
-    nlb.KroneckerFactored(2, "true", sampler=is_half),
+    nlb.KroneckerFactored(2, fisher="true", sampler=is_half),
     nlb.Isotropic(0.1),
-    nlb.Multiplicative(0.1, "example"),
+    nlb.Multiplicative(0.1, form="example"),
     nlb.Multiplicative(0.1),
 ]
 
@@ -122,9 +124,18 @@ def test_the_seed_decides_the_noise(noise, problem):
         (lambda: nlb.FullFisher(8, fisher="own"), ["'empirical', 'true'", "fisher='own'"]),
         (lambda: nlb.FullFisher(8, sampler=is_half), ['goes with fisher="true"', "'empirical'"]),
         (lambda: nlb.FullFisher(8, fisher="true", sampler=3), ["(y, y_pred, draws)", "sampler=3"]),
-        (lambda: nlb.FullFisher(8, "per_example"), ["'weighted', 'split'", "'per_example'"]),
-        (lambda: nlb.FullFisher(8, "split", "true"), ['"split" takes', 'estimator="weighted"']),
-        (lambda: nlb.DiagonalFisher(8, "halves"), ["'per_example', 'weighted'", "'halves'"]),
+        (
+            lambda: nlb.FullFisher(8, estimator="per_example"),
+            ["'weighted', 'split'", "'per_example'"],
+        ),
+        (
+            lambda: nlb.FullFisher(8, estimator="split", fisher="true"),
+            ['"split" takes', 'estimator="weighted"'],
+        ),
+        (
+            lambda: nlb.DiagonalFisher(8, estimator="halves"),
+            ["'per_example', 'weighted'", "'halves'"],
+        ),
         (lambda: nlb.DiagonalFisher(8, engine="fast"), ["'auto', 'layerwise'", "engine='fast'"]),
         (lambda: nlb.DiagonalFisher(8, conv="a5"), ["'exact', 'uncorrelated'", "conv='a5'"]),
         (
@@ -133,18 +144,24 @@ def test_the_seed_decides_the_noise(noise, problem):
         ),
         (lambda: nlb.DiagonalFisher(8, max_examples=0), ["whole batch", "max_examples=0"]),
         (
-            lambda: nlb.DiagonalFisher(8, "weighted", max_examples=4),
+            lambda: nlb.DiagonalFisher(8, estimator="weighted", max_examples=4),
             ["`max_examples` is an option", "max_examples=4, estimator='weighted'"],
         ),
-        (lambda: nlb.FisherTrace(8, "split", engine="layerwise"), ["`engine` is", "'split'"]),
-        (lambda: nlb.FisherTrace(8, "split", conv="uncorrelated"), ["`conv` is an option"]),
+        (
+            lambda: nlb.FisherTrace(8, estimator="split", engine="layerwise"),
+            ["`engine` is", "'split'"],
+        ),
+        (
+            lambda: nlb.FisherTrace(8, estimator="split", conv="uncorrelated"),
+            ["`conv` is an option"],
+        ),
         (lambda: nlb.KroneckerFactored(8, damping=0), ["singular", "damping=0"]),
         (lambda: nlb.KroneckerFactored(8, damping=-0.1), ["not negative", "damping=-0.1"]),
         (lambda: nlb.KroneckerFactored(8, update_every=0), ["of updates", "update_every=0"]),
         (lambda: nlb.KroneckerFactored(8, max_examples=-1), ["max_examples=-1"]),
         (lambda: nlb.Isotropic(-1), ["standard deviation", "sigma=-1"]),
         (lambda: nlb.Multiplicative("a"), ["sigma='a'"]),
-        (lambda: nlb.Multiplicative(1, "batch"), ["'coordinate', 'example'", "form='batch'"]),
+        (lambda: nlb.Multiplicative(1, form="batch"), ["'coordinate', 'example'", "form='batch'"]),
     ],
 )
 def test_bad_arguments(make, parts):

@@ -172,7 +172,7 @@ def test_adapted_layers_are_trained_with_noise(estimator, rng):
     problem = lora_dense(rng)
     start = [keras.ops.convert_to_numpy(v) for v in problem.model.trainable_variables]
     model = nlb.NoisyModel(problem.model)
-    noise = nlb.DiagonalFisher(2, estimator)
+    noise = nlb.DiagonalFisher(2, estimator=estimator)
     model.compile(nlb.NoisyOptimizer(keras.optimizers.SGD(1.0), noise, seed=0), problem.loss)
     whole = oracle.batch_gradient(*parts(problem))
     model.fit(problem.x, problem.y, batch_size=M, verbose=0)
@@ -199,7 +199,7 @@ def test_values_that_are_no_gradients_are_refused(rng):
     """Keras' float8 layers return the next scales where others return gradients."""
     problem = build(rng, (4,), [layers.Dense(4), layers.Dense(2)])
     problem.model.layers[0].quantize("float8")
-    noise = nlb.DiagonalFisher(2, "split")
+    noise = nlb.DiagonalFisher(2, estimator="split")
     for refused in (
         lambda: gradients.diagonal_fisher(*parts(problem)),
         lambda: nlb.noisy_gradients(*parts(problem), noise, 0),

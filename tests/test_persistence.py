@@ -58,18 +58,18 @@ PART = {"max_examples": 9, "conv": "uncorrelated", "engine": "layerwise", "multi
 NOISES = [
     nlb.DiagonalFisher(M_S, **PART),
     nlb.DiagonalFisher(M_S, engine="vectorized_map"),
-    nlb.DiagonalFisher(M_S, "weighted", **TRUE),
-    nlb.DiagonalFisher(M_S, "split"),
+    nlb.DiagonalFisher(M_S, estimator="weighted", **TRUE),
+    nlb.DiagonalFisher(M_S, estimator="split"),
     nlb.FullFisher(M_S, multiplier=0.5, **TRUE),
-    nlb.FullFisher(M_S, "split"),
+    nlb.FullFisher(M_S, estimator="split"),
     nlb.FisherTrace(M_S, **PART),
-    nlb.FisherTrace(M_S, "weighted", **TRUE),
-    nlb.FisherTrace(M_S, "split"),
+    nlb.FisherTrace(M_S, estimator="weighted", **TRUE),
+    nlb.FisherTrace(M_S, estimator="split"),
     nlb.KroneckerFactored(M_S, damping=0.2, update_every=2, max_examples=9, multiplier=0.5),
     nlb.KroneckerFactored(M_S, **TRUE),
     nlb.Isotropic(0.1),
     nlb.Multiplicative(0.3),
-    nlb.Multiplicative(0.3, "example"),
+    nlb.Multiplicative(0.3, form="example"),
 ]
 GHOST = {
     f"{name}_{kind}": value
@@ -86,7 +86,9 @@ GHOST |= {
 CONFIGURED = [
     *NOISES,
     nlb.NoisyModel(network(), num_microbatches=3),
-    nlb.NoisyOptimizer(averaging(), NOISES[0], 9, "update", 7, "mine"),
+    nlb.NoisyOptimizer(
+        averaging(), NOISES[0], noise_steps=9, placement="update", seed=7, name="mine"
+    ),
     schedule(),
     nlb.GhostBatchNormalization(
         6, axis=1, momentum=0.8, epsilon=0.01, center=False, scale=False, **GHOST

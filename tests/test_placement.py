@@ -233,7 +233,7 @@ def test_devices_together_make_the_noise_of_one(devices, estimator, placement, f
     x, y = batch(rng)
     gradient, squares = gradient_and_fisher(x, y)
     with on_devices(devices).scope():
-        model = compiled(nlb.DiagonalFisher(M_S, estimator), placement)
+        model = compiled(nlb.DiagonalFisher(M_S, estimator=estimator), placement)
     moved = displacements(model, x, y, 400)
     variance = diagonal(squares)
     if estimator == "split":  # a batch that stays the same has always the same halves
@@ -243,7 +243,7 @@ def test_devices_together_make_the_noise_of_one(devices, estimator, placement, f
 
 def test_split_noise_of_one_device_is_the_difference_of_the_halves(float64, rng):
     x, y = batch(rng)
-    model = compiled(nlb.DiagonalFisher(M_S, "split"), "update")
+    model = compiled(nlb.DiagonalFisher(M_S, estimator="split"), "update")
     moved = displacements(model, x, y, 40)
     gradient, _ = gradient_and_fisher(x, y)
     standard = (-moved / RATE - gradient) / np.abs(halves(x, y, 1)[0]) / np.sqrt(variance_of())
@@ -257,7 +257,7 @@ def test_uneven_devices(rng):
     moved = []
     with on_devices(2).scope():
         inner = keras.optimizers.SGD(LARGE_RATE)
-        noisy = compiled(nlb.DiagonalFisher(M_S, "split"), "update", inner)
+        noisy = compiled(nlb.DiagonalFisher(M_S, estimator="split"), "update", inner)
         plain = network()
         plain.compile(keras.optimizers.SGD(LARGE_RATE), LOSS)
     for model in (noisy, plain):

@@ -47,7 +47,7 @@ def noise_of(name):
         "uncorrelated": {"conv": "uncorrelated"},
     }
     estimator = name if name in {"weighted", "split"} else "per_example"
-    return nlb.DiagonalFisher(M_S, estimator, **options.get(name, {}))
+    return nlb.DiagonalFisher(M_S, estimator=estimator, **options.get(name, {}))
 
 
 @pytest.mark.parametrize("engine", ["layerwise", "vectorized_map"])

@@ -116,7 +116,7 @@ def test_kronecker_factors():
     ("noise", "method", "work"),
     [
         (nlb.FullFisher(M_S), "weighted backward pass", 1 + 2 / 3),
-        (nlb.DiagonalFisher(M_S, "split"), "difference of the halves", 1.0),
+        (nlb.DiagonalFisher(M_S, estimator="split"), "difference of the halves", 1.0),
         (nlb.Multiplicative(0.1), "its gradient", 1.0),
         (nlb.Isotropic(0.1), "its gradient", 1.0),
         (nlb.DiagonalFisher(M_S, engine="vectorized_map"), "vectorized_map", None),
@@ -135,7 +135,7 @@ def test_other_estimators(noise, method, work):
     [
         nlb.DiagonalFisher(M_S),
         nlb.DiagonalFisher(M_S, engine="vectorized_map"),
-        nlb.FisherTrace(M_S, "split"),
+        nlb.FisherTrace(M_S, estimator="split"),
         nlb.FullFisher(M_S),
         nlb.KroneckerFactored(M_S),
     ],
@@ -195,7 +195,7 @@ def test_example_inputs_serve_where_shapes_are_not_known():
 
 def test_notes_and_the_printed_table():
     model = stack(nlb.GhostBatchNormalization(40), L.Dense(2))
-    noise = nlb.DiagonalFisher(64, "split")
+    noise = nlb.DiagonalFisher(64, estimator="split")
     report = nlb.report(model, noise, 64)
     small, ghosts, centred = report.notes
     assert "batch of 64 is no larger than small_batch_size=64" in small

@@ -20,6 +20,15 @@ def reference(step, learning_rate, warmup_steps, decay_steps, decay_factor):
     return learning_rate
 
 
+def scheduled(learning_rate, warmup_steps, decay_steps, decay_factor):
+    return WarmupStepDecay(
+        learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=decay_steps,
+        decay_factor=decay_factor,
+    )
+
+
 CONFIGS = [
     (0.5, 0, (), 0.1),
     (1.6, 4, (10, 15), 0.1),
@@ -30,7 +39,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_equals_a_loop(config):
-    schedule = WarmupStepDecay(*config)
+    schedule = scheduled(*config)
     expected = [reference(step, *config) for step in range(30)]
     compiled = [
         tf.function(schedule, jit_compile=jit, input_signature=[tf.TensorSpec((), "int64")])
@@ -44,7 +53,7 @@ def test_equals_a_loop(config):
 
 
 def test_in_a_program_of_float64(float64):
-    schedule = WarmupStepDecay(*CONFIGS[1])
+    schedule = scheduled(*CONFIGS[1])
     found = [float(schedule(step)) for step in range(20)]
     np.testing.assert_allclose(found, [reference(k, *CONFIGS[1]) for k in range(20)], rtol=1e-6)
 
@@ -62,7 +71,7 @@ def test_drives_an_optimizer_and_is_restored_with_it():
 
 
 def test_config_round_trip():
-    schedule = WarmupStepDecay(1.6, 120, (1200, 1800), 0.2)
+    schedule = WarmupStepDecay(1.6, warmup_steps=120, decay_steps=(1200, 1800), decay_factor=0.2)
     config = keras.optimizers.schedules.serialize(schedule)
     copy = keras.optimizers.schedules.deserialize(config)
     assert isinstance(copy, WarmupStepDecay)

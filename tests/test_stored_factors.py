@@ -93,7 +93,9 @@ def switched_on(
         model = linear_model()
         noise = nlb.KroneckerFactored(4, damping=0.1, update_every=3)
         sgd = keras.optimizers.SGD(RATE, **dict(inner))
-        noisy = optimizer = nlb.NoisyOptimizer(sgd, noise, 0, placement, seed=3)
+        noisy = optimizer = nlb.NoisyOptimizer(
+            sgd, noise, noise_steps=0, placement=placement, seed=3
+        )
         if scale:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale, growth)
         model.compile(optimizer, CROSSENTROPY, **how)

@@ -20,7 +20,7 @@ def compiled(strategy, optimizer_options=None, **compile_options):
     with strategy.scope():
         model = nlb.NoisyModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
         sgd = keras.optimizers.SGD(0.1, **(optimizer_options or {}))
-        noise = nlb.DiagonalFisher(2, "split")
+        noise = nlb.DiagonalFisher(2, estimator="split")
         model.compile(nlb.NoisyOptimizer(sgd, noise, seed=0), loss="mse", **compile_options)
     return model
 

@@ -85,7 +85,7 @@ def test_temperatures_of_recipes():
         "cifar10-small/sb/rate0.1": noise_temperature(0.1, 32, momentum=0.9),
         "cifar10-small/lb/rate0.4": noise_temperature(0.4, 512, momentum=0.9),
         "cifar10-small/lb-full-split/rate0.4-lambda0.5-part0.5": noise_temperature(
-            0.4, 512, 32, 0.5, 0.9
+            0.4, 512, small_batch_size=32, multiplier=0.5, momentum=0.9
         ),
     }
     for name, value in expected.items():

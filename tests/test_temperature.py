@@ -56,7 +56,9 @@ def test_the_loss_along_slow_directions_is_the_temperature(momentum):
         (4 * RATE, LARGE, SMALL, 1.0),
         (linear_scaling(RATE, LARGE, SMALL), LARGE),
     ):
-        temperature = noise_temperature(rate, *batch, momentum=momentum)
+        size, *noise = batch
+        noise = dict(zip(("small_batch_size", "multiplier"), noise, strict=False))
+        temperature = noise_temperature(rate, size, **noise, momentum=momentum)
         expected = temperature / 4 * np.diag(COVARIANCE)
         found = losses(rate, momentum, update_covariance(*batch))
         np.testing.assert_allclose(found, expected, rtol=rate * CURVATURES[-1])
@@ -99,8 +101,12 @@ def test_limits():
     square_root = sqrt_scaling(0.1, 4096, 128)
     assert matched_multiplier(4096, 128, square_root, 0.1) == pytest.approx(32**-0.25, rel=0.1)
     assert noise_temperature(0.1, 128, momentum=0.9) == pytest.approx(0.1 / 128 / 0.1)
-    assert noise_temperature(0.1, 4096, 128) == pytest.approx(noise_temperature(0.1, 128))
-    assert noise_temperature(0.1, 4096, 128, multiplier=0.0) == noise_temperature(0.1, 4096)
+    assert noise_temperature(0.1, 4096, small_batch_size=128) == pytest.approx(
+        noise_temperature(0.1, 128)
+    )
+    assert noise_temperature(0.1, 4096, small_batch_size=128, multiplier=0.0) == noise_temperature(
+        0.1, 4096
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,9 +115,15 @@ def test_limits():
         (lambda: noise_temperature(0.0, 128), "`learning_rate` must be a positive number"),
         (lambda: noise_temperature(0.1, -1), "`batch_size` must be a positive number"),
         (lambda: noise_temperature(float("nan"), 128), "`learning_rate` must be a positive"),
-        (lambda: noise_temperature(0.1, 128, 128), "small 128, large 128"),
-        (lambda: noise_temperature(0.1, 128, 0), "`small_batch_size` must be a positive"),
-        (lambda: noise_temperature(0.1, 128, 32, -1.0), "`multiplier` must not be negative"),
+        (lambda: noise_temperature(0.1, 128, small_batch_size=128), "small 128, large 128"),
+        (
+            lambda: noise_temperature(0.1, 128, small_batch_size=0),
+            "`small_batch_size` must be a positive",
+        ),
+        (
+            lambda: noise_temperature(0.1, 128, small_batch_size=32, multiplier=-1.0),
+            "`multiplier` must not be negative",
+        ),
         (lambda: noise_temperature(0.1, 128, momentum=1.0), "`momentum` must be at least 0 and"),
         (lambda: matched_multiplier(128, 4096, 0.1, 0.1), "small 4096, large 128"),
         (lambda: matched_multiplier(4096, 128, 0.1, -0.1), "`small_learning_rate` must be a"),
@@ -134,9 +146,9 @@ def test_report_warns_of_a_noise_that_is_too_hot():
     for multiplier, optimizer in ((1.0, lambda o, noise: o), (0.1, nlb.NoisyOptimizer)):
         noise = nlb.FullFisher(SMALL, multiplier=multiplier)
         model = compiled(optimizer(keras.optimizers.SGD(rate, momentum=momentum), noise))
-        expected = noise_temperature(rate, LARGE, SMALL, multiplier) / noise_temperature(
-            RATE, SMALL
-        )
+        expected = noise_temperature(
+            rate, LARGE, small_batch_size=SMALL, multiplier=multiplier
+        ) / noise_temperature(RATE, SMALL)
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             notes = nlb.report(model, noise, LARGE, small_learning_rate=RATE).notes
@@ -195,7 +207,7 @@ def test_the_monitor_knows_that_momentum_does_not_add_up_noise_in_the_update():
     sgd = keras.optimizers.SGD(rate, momentum=momentum)
     logs = logged(nlb.NoisyOptimizer(sgd, noise, placement="update", seed=0))
     plain = noise_temperature(rate, 16, momentum=momentum)
-    added = noise_temperature(rate, 16, 4, momentum=momentum) - plain
+    added = noise_temperature(rate, 16, small_batch_size=4, momentum=momentum) - plain
     np.testing.assert_allclose(logs["temperature"], plain + added * (1 - momentum) ** 2, rtol=1e-5)
     # And so it is: the moments of (parameter, velocity) where the parameter alone is shaken.
     curvature, variance, moments = 0.02, 3.0, np.zeros((2, 2))

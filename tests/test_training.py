@@ -331,7 +331,7 @@ def test_unseeded_random_numbers_are_as_in_keras(estimator, noise_steps):
         optimizer = keras.optimizers.SGD(0.0)
         if noisy:
             model = nlb.NoisyModel(model)
-            noise = nlb.DiagonalFisher(2, estimator, multiplier=0.5)
+            noise = nlb.DiagonalFisher(2, estimator=estimator, multiplier=0.5)
             optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=noise_steps, seed=0)
         model.compile(optimizer, "mse", jit_compile=False)
         found.append([float(model.train_on_batch(x, y)) for _ in range(6)])
@@ -344,7 +344,9 @@ def test_unseeded_random_numbers_are_as_in_keras(estimator, noise_steps):
 def test_a_model_that_assigns_what_it_trains_is_refused():
     spectral = keras.layers.SpectralNormalization(keras.layers.Dense(3))
     model = nlb.NoisyModel(keras.Sequential([keras.Input((4,)), spectral]))
-    optimizer = nlb.NoisyOptimizer(keras.optimizers.SGD(0.1), nlb.DiagonalFisher(2, "weighted"))
+    optimizer = nlb.NoisyOptimizer(
+        keras.optimizers.SGD(0.1), nlb.DiagonalFisher(2, estimator="weighted")
+    )
     model.compile(optimizer, "mse")
     with pytest.raises(ValueError, match="is assigned while the model is called"):
         model.train_on_batch(np.ones((8, 4)), np.ones((8, 3)))

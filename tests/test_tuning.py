@@ -69,7 +69,9 @@ def by_hand(values, seed=0, epochs=2):
     )
     optimizer, callbacks = keras.optimizers.SGD(rate, momentum=0.9), []
     if values["noise"] == "diagonal":
-        optimizer = nlb.NoisyOptimizer(optimizer, nlb.DiagonalFisher(10, "split"), seed=seed)
+        optimizer = nlb.NoisyOptimizer(
+            optimizer, nlb.DiagonalFisher(10, estimator="split"), seed=seed
+        )
         callbacks = [nlb.NoiseTermination(0.5)]
     keras.utils.set_random_seed(seed)
     model = nlb.NoisyModel(linear(None))

@@ -44,8 +44,8 @@ def test_every_noise_is_built(noise):
     model = hypermodel(noise=noise, estimator="weighted", sigma=0.3)
     built = model.build(keras_tuner.HyperParameters()).optimizer.noise
     expected = {
-        "diagonal": nlb.DiagonalFisher(10, "weighted"),
-        "trace": nlb.FisherTrace(10, "weighted"),
+        "diagonal": nlb.DiagonalFisher(10, estimator="weighted"),
+        "trace": nlb.FisherTrace(10, estimator="weighted"),
         "full": nlb.FullFisher(10),
         "kronecker": nlb.KroneckerFactored(10),
         "isotropic": nlb.Isotropic(0.3),
@@ -83,7 +83,7 @@ def test_noises_of_ones_own(tmp_path):
 
 
 def test_a_noise_of_ones_own_is_searched(tmp_path):
-    made = {"mine": lambda hp: nlb.DiagonalFisher(hp.Fixed("size", 10), "split")}
+    made = {"mine": lambda hp: nlb.DiagonalFisher(hp.Fixed("size", 10), estimator="split")}
     tuner = random_search(hypermodel(noise=made), tmp_path, max_trials=1)
     tuner.search(**DATA, epochs=2)
     (trial,) = results(tuner)

@@ -188,7 +188,7 @@ def updates_until(level, place):
     """For each noise, the number of updates that each run takes to a loss below the level."""
     return [
         figure4.first_below(
-            bowl.loss(bowl.simulate(place, 200, 0.1, num_runs, seed=(seed, number))), level
+            bowl.loss(bowl.simulate(place, 200, 0.1, runs=num_runs, seed=(seed, number))), level
         )
         for number, bowl in enumerate(bowls.values())
     ]

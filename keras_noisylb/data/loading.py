@@ -59,7 +59,7 @@ def info(name: str) -> DatasetInfo:
 
 
 def load(
-    name: str = BUNDLED, data_dir: str | os.PathLike[str] | None = None
+    name: str = BUNDLED, *, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[Examples, Examples]:
     """Load a data set as arrays.
 

@@ -49,7 +49,7 @@ def random_crop_flip(images: Tensor, seed: Tensor, padding: int = 4) -> Tensor:
 
 
 def batches(
-    x: np.ndarray, y: np.ndarray, batch_size: int, augment: bool = False, seed: int = 0
+    x: np.ndarray, y: np.ndarray, batch_size: int, *, augment: bool = False, seed: int = 0
 ) -> tf.data.Dataset:
     """Shuffled batches of a training set, one pass for each epoch of `fit`.
 

@@ -111,6 +111,7 @@ def sharpness(
     loss: keras.losses.Loss,
     x: Any,
     y: Nested = None,
+    *,
     temperature_data: Any = None,
     fold_temperature: bool = False,
     batch_size: int = 256,

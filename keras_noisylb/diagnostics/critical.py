@@ -51,6 +51,7 @@ def critical_batch_size(
     loss: Loss,
     x: Any,
     y: Nested = None,
+    *,
     batch_size: int | None = None,
     confidence: float = 0.95,
     seed: int = 0,

@@ -45,6 +45,7 @@ def fisher_norms(
     loss: Loss,
     x: Any,
     y: Nested = None,
+    *,
     batch_size: int = 256,
     engine: Engine = "auto",
     verbose: int = 1,

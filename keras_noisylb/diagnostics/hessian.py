@@ -52,6 +52,7 @@ class Hessian:
         loss: Loss,
         x: Any,
         y: Nested = None,
+        *,
         batch_size: int = 256,
         training: bool = False,
         regularization: bool = False,

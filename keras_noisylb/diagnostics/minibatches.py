@@ -36,7 +36,7 @@ class MinibatchGradients:
         self.model, self.noise, self.seed = model, noise, seed
         self.num_microbatches = num_microbatches
         labels = None if noise is None else labels_for(noise, model, loss)
-        self._objective = objective(model, loss, labels, add_loss_reduction)
+        self._objective = objective(model, loss, labels, add_loss_reduction=add_loss_reduction)
         # What counts, such as the state of dropout's random numbers, goes on from batch to batch.
         self._counters = [
             v for v in model.non_trainable_variables if keras.backend.is_int_dtype(v.dtype)

@@ -46,6 +46,7 @@ def gradient_variance(
     loss: Loss,
     x: Any,
     y: Nested = None,
+    *,
     batch_size: int | None = None,
     noise: Noise | None = None,
     draws: int = 100,

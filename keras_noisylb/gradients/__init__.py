@@ -18,6 +18,7 @@ def objective(
     model: keras.Model,
     loss: Loss,
     labels: Sampler | None = None,
+    *,
     add_loss_reduction: AddLossReduction | None = None,
 ) -> Objective:
     """The objective of a model and a Keras loss.
@@ -69,6 +70,7 @@ def per_example_gradients(
     loss: Loss,
     x: Nested,
     y: Nested,
+    *,
     sample_weight: Nested = None,
     engine: Engine = "auto",
 ) -> list[Tensor]:
@@ -113,6 +115,7 @@ def diagonal_fisher(
     loss: Loss,
     x: Nested,
     y: Nested,
+    *,
     sample_weight: Nested = None,
     engine: Engine = "auto",
     max_examples: int | None = None,

@@ -43,6 +43,7 @@ class FisherNoise(Noise):
     def __init__(
         self,
         small_batch_size: int,
+        *,
         fisher: Fisher = "empirical",
         sampler: Sampler | None = None,
         multiplier: float = 1.0,
@@ -104,6 +105,7 @@ class EstimatedFisherNoise(FisherNoise):
     def __init__(
         self,
         small_batch_size: int,
+        *,
         estimator: Estimator = "per_example",
         fisher: Fisher = "empirical",
         engine: Engine = "auto",
@@ -112,7 +114,7 @@ class EstimatedFisherNoise(FisherNoise):
         multiplier: float = 1.0,
         sampler: Sampler | None = None,
     ) -> None:
-        super().__init__(small_batch_size, fisher, sampler, multiplier)
+        super().__init__(small_batch_size, fisher=fisher, sampler=sampler, multiplier=multiplier)
         one_of("estimator", estimator, Estimator)
         one_of("engine", engine, Engine)
         one_of("conv", conv, Conv)
@@ -229,6 +231,7 @@ class FullFisher(EstimatedFisherNoise):
     def __init__(
         self,
         small_batch_size: int,
+        *,
         estimator: VectorEstimator = "weighted",
         fisher: Fisher = "empirical",
         multiplier: float = 1.0,
@@ -236,7 +239,11 @@ class FullFisher(EstimatedFisherNoise):
     ) -> None:
         one_of("estimator", estimator, VectorEstimator)
         super().__init__(
-            small_batch_size, estimator, fisher, multiplier=multiplier, sampler=sampler
+            small_batch_size,
+            estimator=estimator,
+            fisher=fisher,
+            multiplier=multiplier,
+            sampler=sampler,
         )
 
     def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:

@@ -76,7 +76,7 @@ class Multiplicative(FixedNoise):
     ```
     """
 
-    def __init__(self, sigma: float, form: Form = "coordinate") -> None:
+    def __init__(self, sigma: float, *, form: Form = "coordinate") -> None:
         super().__init__(sigma)
         one_of("form", form, Form)
         self.form = form

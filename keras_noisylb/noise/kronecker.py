@@ -46,6 +46,7 @@ class KroneckerFactored(FisherNoise):
     def __init__(
         self,
         small_batch_size: int,
+        *,
         fisher: Fisher = "empirical",
         damping: float = 0.01,
         update_every: int = 1,
@@ -53,7 +54,7 @@ class KroneckerFactored(FisherNoise):
         multiplier: float = 1.0,
         sampler: Sampler | None = None,
     ) -> None:
-        super().__init__(small_batch_size, fisher, sampler, multiplier)
+        super().__init__(small_batch_size, fisher=fisher, sampler=sampler, multiplier=multiplier)
         not_negative("damping", damping, "a part of each factor's mean eigenvalue")
         if damping == 0:
             raise ValueError(

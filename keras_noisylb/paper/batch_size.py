@@ -38,7 +38,7 @@ def show(options, **arguments):
             build,
             data.x_train,
             data.y_train,
-            options.small_batch_size,
+            batch_size=options.small_batch_size,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             optimizer=optimizer,
             verbose=0 if options.quiet else 1,

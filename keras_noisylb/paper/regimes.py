@@ -165,7 +165,7 @@ REGIMES = {
     ),
     "lb-kfac": Regime("LB + K-FAC", "large", kronecker_factored),
     "multiplicative": Regime(
-        "Multiplicative", "large", lambda options: Multiplicative(options.sigma, options.form)
+        "Multiplicative", "large", lambda options: Multiplicative(options.sigma, form=options.form)
     ),
     "lb-isotropic": Regime("LB + isotropic", "large", lambda options: Isotropic(options.sigma)),
     "batch-change": Regime("BatchChange", "change"),

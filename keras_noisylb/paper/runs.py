@@ -153,7 +153,9 @@ def schedule(regime, learning_rate, options, num_examples):
     decays = [options.epochs / 2, options.epochs * 3 / 4]
     if regime.batch != "change":
         warmup = round(options.warmup_fraction * update(options.epochs))
-        return WarmupStepDecay(learning_rate, warmup, map(update, decays), 0.1)
+        return WarmupStepDecay(
+            learning_rate, warmup_steps=warmup, decay_steps=map(update, decays), decay_factor=0.1
+        )
     ends = [update(max(epoch, change.change_epoch)) for epoch in (change.change_epoch, *decays)]
     rates = [options.learning_rates["sb"], *(learning_rate * f for f in (1.0, 0.1, 0.01))]
     # Keras' boundaries are the last steps of their rates, not the first of the next.

@@ -99,7 +99,7 @@ def load(options, examples=None):
         ValueError: if the data set is unknown or too small for the options.
     """
     if examples is None:
-        (x_train, y_train), (x_test, y_test) = data.load(options.dataset, options.data_dir)
+        (x_train, y_train), (x_test, y_test) = data.load(options.dataset, data_dir=options.data_dir)
         num_classes = data.info(options.dataset).num_classes
         image_shape(options)
     else:

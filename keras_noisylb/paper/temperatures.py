@@ -34,7 +34,11 @@ def temperature(recipe):
     if REGIMES[recipe.regime].batch == "small":
         return noise_temperature(recipe.learning_rate, small, momentum=recipe.momentum)
     return noise_temperature(
-        recipe.learning_rate, large, small, recipe.multiplier or 0.0, recipe.momentum
+        recipe.learning_rate,
+        large,
+        small_batch_size=small,
+        multiplier=recipe.multiplier or 0.0,
+        momentum=recipe.momentum,
     )
 
 

@@ -113,7 +113,7 @@ def data(settings, *names):
         *names: of the data sets.
     """
     for name in names:
-        data_sets.load(name, json.loads(settings).get("data_dir"))
+        data_sets.load(name, data_dir=json.loads(settings).get("data_dir"))
 
 
 def measure(text):

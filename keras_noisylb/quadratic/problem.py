@@ -94,6 +94,7 @@ class Quadratic:
         start: ArrayLike,
         steps: int,
         step_size: StepSize,
+        *,
         runs: int = 1,
         every: int = 1,
         seed: int | None = None,

@@ -69,11 +69,11 @@ def measure(model, name, preset, split, seed):
         training.LOSS,
         split.x_train,
         split.y_train,
-        options.small_batch_size if small else options.large_batch_size,
-        regime.noise and regime.noise(options),
+        batch_size=options.small_batch_size if small else options.large_batch_size,
+        noise=regime.noise and regime.noise(options),
         # A small batch is cheap, and its variance is what the others are divided by.
-        preset.draws * (4 if small else 1),
-        seed,
+        draws=preset.draws * (4 if small else 1),
+        seed=seed,
         num_microbatches=1 if small else options.num_microbatches or 1,
         verbose=0,
     )

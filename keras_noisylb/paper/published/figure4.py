@@ -42,7 +42,7 @@ def measure(structure, start, runs, seed, steps=STEPS):
         Dictionary of plain data.
     """
     problem = Quadratic(HESSIAN, noise_factor(HESSIAN, structure))
-    paths = problem.simulate(start, steps, STEP_SIZE, runs, seed=seed)
+    paths = problem.simulate(start, steps, STEP_SIZE, runs=runs, seed=seed)
     losses, distances = problem.loss(paths), np.linalg.norm(paths, axis=-1)
     expected = problem.expected_losses(start, steps, STEP_SIZE)
     hits = {str(level): first_below(losses, level) for level in LEVELS}
