@@ -195,8 +195,8 @@ def test_the_monitor_logs_the_temperature(accumulated):
     noise, large = nlb.FullFisher(4, estimator="split", multiplier=0.7), 16 * (accumulated or 1)
     for rate, momentum, steps in ((0.01, 0.0, None), (0.02, 0.8, None), (0.02, 0.8, 0)):
         sgd = keras.optimizers.SGD(rate, momentum, gradient_accumulation_steps=accumulated)
-        imitated = (4, 0.7) if steps is None else (None, 0)
-        expected = noise_temperature(rate, large, *imitated, momentum)
+        imitated = {"small_batch_size": 4, "multiplier": 0.7} if steps is None else {}
+        expected = noise_temperature(rate, large, **imitated, momentum=momentum)
         logs = logged(nlb.NoisyOptimizer(sgd, noise, noise_steps=steps, seed=0))
         np.testing.assert_allclose(logs["temperature"], expected, rtol=1e-5)
     assert "temperature" not in logged("adam")
