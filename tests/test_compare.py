@@ -362,8 +362,7 @@ def test_large_batches_of_a_change_are_computed_in_chunks(tmp_path, monkeypatch)
     compare.compare(whole)
     assert seen == []
     compare.compare(dataclasses.replace(parts, num_microbatches=2))
-    assert set(seen) == {2}
+    assert set(seen) == {1, 2} and seen == sorted(seen)
     a, b = (load(tmp_path / n / "batch-change-seed0" / "history.json") for n in ("a", "b"))
     assert len(a["batch_loss"]) == 2 * 10 + 3
-    assert a["batch_loss"][:20] == b["batch_loss"][:20]
     np.testing.assert_allclose(a["batch_loss"], b["batch_loss"], rtol=1e-5)

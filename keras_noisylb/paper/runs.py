@@ -275,7 +275,7 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
         if regime.batch == "change" and options.num_microbatches:
             # Only the large batches need chunks. Keras traces the step anew for them.
             large = size == options.large_batch_size
-            model.num_microbatches = options.num_microbatches if large else None
+            model.num_microbatches = options.num_microbatches if large else 1
             model.train_function = None
         return journal.data(size)
 
