@@ -153,7 +153,7 @@ def report(
             )
     vectorized = bool(obstacles) or engine == "vectorized_map"
     if vectorized:
-        check_supported(model)
+        check_supported(model, specs)
     positions = _positions(model, specs)
     places = (
         {id(p.layer): p for p in factored_places(model)} if noise.statistic == "factors" else {}

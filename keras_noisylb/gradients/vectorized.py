@@ -10,19 +10,13 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
+from keras_noisylb.gradients.coupling import coupling
 from keras_noisylb.gradients.objective import call_model, statistics_dtype
+from keras_noisylb.gradients.replay import MASKS, record, replay, replayed_layers
 from keras_noisylb.gradients.scope import Scope
 from keras_noisylb.gradients.statistic import Statistic, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
-from keras_noisylb.layers import GhostBatchNormalization
 
-MASKS = (
-    keras.layers.Dropout,
-    keras.layers.GaussianDropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-)
 ANY_MODEL = 'estimator="weighted" or "split", which treat every model'
 
 
@@ -56,16 +50,17 @@ def obstacle(model):
     return None
 
 
-def check_supported(model):
+def check_supported(model, x):
     """Refuse models whose examples cannot be differentiated alone.
 
     Args:
         model: the model.
+        x: its (nested) inputs, of which only shapes and dtypes count.
 
     Raises:
         ValueError: naming the layer, why, and what to do.
     """
-    found = obstacle(model)
+    found = obstacle(model) or coupling(model, x)
     if found is not None:
         raise _refusal(found)
 
@@ -86,33 +81,6 @@ def _is_random(layer):
     return any(rates) or not rates
 
 
-def _record(saved):
-    """A handler that appends what `_replay` needs to `saved`, examples first."""
-
-    def handler(layer, call, inputs, **kwargs):
-        if isinstance(layer, GhostBatchNormalization):
-            saved.append(layer.ghost_statistics(inputs))
-            return call(inputs, **kwargs)
-        mask = call(tf.ones_like(inputs), **kwargs)
-        saved.append((mask,))
-        return inputs * mask
-
-    return handler
-
-
-def _replay(saved):
-    """A handler that repeats recorded calls for one example, given its rows of `saved`."""
-    rows = iter(saved)
-
-    def handler(layer, call, inputs, **kwargs):
-        row = [value[None] for value in next(rows)]
-        if isinstance(layer, GhostBatchNormalization):
-            return layer.scale_and_shift(layer.normalize(inputs, *row))
-        return inputs * row[0]
-
-    return handler
-
-
 class Replay:
     """A chunk that went through the model with everything recorded that couples its examples.
 
@@ -124,16 +92,11 @@ class Replay:
 
     def __init__(self, objective, batch, draws):
         model = objective.model
-        check_supported(model)
+        check_supported(model, batch.x)
         self.model, self.x, self.batch = model, batch.rows(batch.x), batch
         self.saved, self.drawn = [], []
-        self.replayed = [
-            layer
-            for layer in all_layers(model)
-            if isinstance(layer, MASKS)
-            or (isinstance(layer, GhostBatchNormalization) and layer.trainable)
-        ]
-        with intercept(self.replayed, _record(self.saved)):
+        self.replayed = replayed_layers(model)
+        with intercept(self.replayed, record(self.saved)):
             self.recorded = objective.record(batch, draws)
 
     def arrays(self):
@@ -149,7 +112,7 @@ class Replay:
         values = [tf.identity(v.value) for v in variables]
         # The scope puts the values in the variables' place and catches every write to the state.
         scope = Scope(zip(variables, values, strict=True))
-        with intercept(self.replayed, _replay(saved)), tf.GradientTape() as tape:
+        with intercept(self.replayed, replay(saved)), tf.GradientTape() as tape:
             tape.watch(values)
             with scope:
                 outputs = keras.tree.flatten(call_model(self.model, inputs))
