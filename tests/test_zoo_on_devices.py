@@ -1,6 +1,7 @@
 """The zoo with ghost batch normalisation under `MirroredStrategy`, by both engines.
 
-The networks themselves are slow: `pytest -m slow tests/test_zoo_on_devices.py`.
+Every estimator on one network and two on every network are slow:
+`pytest -m slow tests/test_zoo_on_devices.py`.
 """
 
 import keras
@@ -20,10 +21,15 @@ ESTIMATORS = {
     "weighted": {"estimator": "weighted"},
     "split": {"estimator": "split"},
 }
-ZOO = ("mlp", "lenet", "alexnet", "vgg16", "resnet8", "resnet44")
+ZOO = ("mlp", "lenet", "alexnet", "vgg16", "resnet44")  # beside resnet8
 MATRIX = [
     *(("miniature", engine) for engine in ("vectorized_map", "layerwise")),
-    *(pytest.param(model, way, marks=pytest.mark.slow) for model in ZOO for way in ESTIMATORS),
+    *(pytest.param("resnet8", way, marks=pytest.mark.slow) for way in ESTIMATORS),
+    *(
+        pytest.param(model, way, marks=pytest.mark.slow)
+        for model in ZOO
+        for way in ("layerwise", "split")
+    ),
 ]
 
 
