@@ -85,7 +85,7 @@ GHOST |= {
 # value than its default.
 CONFIGURED = [
     *NOISES,
-    nlb.NoisyModel(network(), num_microbatches=3),
+    nlb.NoisyModel(network(), num_microbatches=3, add_loss_reduction="mean"),
     nlb.NoisyOptimizer(
         averaging(), NOISES[0], noise_steps=9, placement="update", seed=7, name="mine"
     ),
