@@ -20,7 +20,18 @@ def part_of_batch(batch, start, rows):
     Yields:
         Nothing.
     """
-    before, _active.part = getattr(_active, "part", None), (batch, start, rows)
+    with _within((batch, start, rows)):
+        yield
+
+
+def whole_batch():
+    """A context within which layers see a whole batch, whatever context it stands in."""
+    return _within(None)
+
+
+@contextlib.contextmanager
+def _within(part):
+    before, _active.part = getattr(_active, "part", None), part
     try:
         yield
     finally:

@@ -15,11 +15,23 @@ tf.config.set_logical_device_configuration(
 tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
-def pytest_collection_finish():
-    # `clear_session` collects garbage, among all objects of all imported modules unless these are
-    # set aside.
+def set_aside():
+    """Take all objects that live now out of the searches for garbage.
+
+    `clear_session` searches all objects of all imported modules and earlier tests otherwise.
+    """
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish():
+    set_aside()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier_tests_set_aside():
+    yield
+    set_aside()
 
 
 @pytest.fixture

@@ -68,13 +68,13 @@ def by_hand(values, seed=0, epochs=2):
         decay_steps=(math.ceil(updates / 2), math.ceil(3 * updates / 4)),
     )
     optimizer, callbacks = keras.optimizers.SGD(rate, momentum=0.9), []
-    if values["noise"] == "diagonal":
-        optimizer = nlb.NoisyOptimizer(
-            optimizer, nlb.DiagonalFisher(10, estimator="split"), seed=seed
-        )
-        callbacks = [nlb.NoiseTermination(0.5)]
     keras.utils.set_random_seed(seed)
-    model = nlb.NoisyModel(linear(None))
+    model = linear(None)
+    if values["noise"] == "diagonal":
+        model = nlb.NoisyModel(model)
+        noise = nlb.DiagonalFisher(10, estimator="split")
+        optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=seed)
+        callbacks = [nlb.NoiseTermination(0.5)]
     model.compile(optimizer, CROSSENTROPY)
     keras.utils.set_random_seed(seed)
     history = model.fit(**DATA, batch_size=batch_size, epochs=epochs, callbacks=callbacks)

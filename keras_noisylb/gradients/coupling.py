@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_noisylb.ghosts import whole_batch
 from keras_noisylb.gradients.objective import call_model
 from keras_noisylb.gradients.replay import record, replay, replayed_layers
 from keras_noisylb.gradients.scope import Scope
@@ -37,7 +38,7 @@ def coupling(model, x):
     """
     if model in _passed:
         return None
-    with tf.init_scope():
+    with tf.init_scope(), whole_batch():
         try:
             found = _compare(model, keras.tree.map_structure(_random, x))
         except Exception as error:  # whatever a model may raise
