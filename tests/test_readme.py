@@ -13,7 +13,7 @@ import keras_noisylb
 def test_readme_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = code_blocks.run(code_blocks.ROOT / "README.md", [("epochs=20", "epochs=1")])
-    assert names["model"].optimizer.noise_steps == 3  # a quarter of 10 updates, rounded up
+    assert names["model"].optimizer.noise_steps == 5  # a half of 10 updates
     assert len(names["fisher"]) == len(names["model"].trainable_variables)
 
 
