@@ -1,6 +1,7 @@
 """The examples run, at a reduced size, and show what they say; the notebooks belong to their files.
 
-The notebooks' py:percent files are run as scripts, so that no Jupyter is needed.
+The notebooks' py:percent files are run as scripts, so that no Jupyter is needed. Examples that
+repeat, as whole programs, what the tests of their parts check are slow.
 """
 
 import base64
@@ -139,6 +140,7 @@ def test_custom_loop(monkeypatch):
     assert names["losses"][-1] < names["losses"][0]
 
 
+@pytest.mark.slow
 def test_distributed():
     printed = run_process("distributed", "--examples", "200", "--epochs", "1")
     assert printed.startswith("2 devices: CPU:0, CPU:1\n")
@@ -162,6 +164,7 @@ def test_large_batch_on_small_memory():
     )
 
 
+@pytest.mark.slow
 def test_tune(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)  # where it keeps the search
     names = run_script("tune", monkeypatch, "--examples", "500", "--trials", "2", "--epochs", "1")
@@ -194,6 +197,7 @@ def test_noise_notebook():
     assert medians["full"] < 15 < medians["diagonal"]
 
 
+@pytest.mark.slow
 def test_gap_notebook(capsys):
     names = run_notebook("03_generalisation_gap", num_examples=200, large_batch_size=100, epochs=1)
     assert set(names["runs"]) == {"SB", "LB", "LB + diagonal"}
@@ -206,6 +210,7 @@ def test_gap_notebook(capsys):
     assert compare("a", "b", found).startswith("a − b: +2.00% ± 0.44%.")
 
 
+@pytest.mark.slow
 def test_sharpness_notebook():
     names = run_notebook("04_sharpness", num_examples=400, num_measured=100, epochs=3)
     assert names["change"] < 1e-4
@@ -215,6 +220,7 @@ def test_sharpness_notebook():
     assert abs(names["raw"].eigenvalues[0] / plain - 1) > 0.05
 
 
+@pytest.mark.slow
 def test_own_model_notebook():
     names = run_notebook("05_your_own", num_examples=400, batch_size=200, epochs=3)
     for a, b in zip(names["by_rules"], names["one_by_one"], strict=True):
@@ -225,6 +231,7 @@ def test_own_model_notebook():
     assert names["losses"][-1] < names["losses"][0]
 
 
+@pytest.mark.slow
 def test_devices_notebook(monkeypatch):
     # TensorFlow runs already, on the logical devices that conftest.py has made.
     monkeypatch.setattr(tf.config, "set_logical_device_configuration", lambda *arguments: None)
@@ -235,6 +242,7 @@ def test_devices_notebook(monkeypatch):
     assert abs(ratio - np.log(2)) > 4 * error  # what noise that is not scaled would give
 
 
+@pytest.mark.slow
 def test_searching_notebook():
     names = run_notebook("07_searching", num_examples=500, epochs=1, max_trials=2)
     trials = names["trials"]
