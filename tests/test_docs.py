@@ -1,4 +1,7 @@
-"""The pages of the documentation: their Python runs as printed, and no public symbol is missing."""
+"""The pages of the documentation: their Python runs as printed, and no public symbol is missing.
+
+Pages whose programs repeat, as a whole, what the tests of their parts check are slow.
+"""
 
 import functools
 import importlib.util
@@ -45,6 +48,7 @@ def test_every_page_with_code_is_run_here():
     assert pages == {*PLAIN, *re.findall(r'run\(\s*"(\w+)"', here)}
 
 
+@pytest.mark.slow
 def test_gpu(images):
     images(200)
     devices = ("MirroredStrategy()", 'MirroredStrategy(["CPU:0", "CPU:1"])')
@@ -99,6 +103,7 @@ def test_limits_prints_what_it_says():
         assert message in " ".join(printed.split())
 
 
+@pytest.mark.slow
 def test_tuning_searches(images):
     images(1280)  # 1024 to train on, whole batches of every size
     names = run(
@@ -117,6 +122,7 @@ def test_tuning_searches(images):
     assert int(names["model"].optimizer.iterations) == updates
 
 
+@pytest.mark.slow
 def test_your_own_problem():
     names = run("your_problem", (("updates=200", "updates=10"), ("epochs=5", "epochs=1")))
     assert [row["steps"] for row in names["rows"].values()] == [94, 6, 6]
@@ -125,6 +131,7 @@ def test_your_own_problem():
     assert advice.early.lower < advice.early.value < advice.early.upper
 
 
+@pytest.mark.slow
 def test_diagnostics_prints_norms_variances_and_a_critical_batch_size(images, capsys):
     images(320)
     found = run("diagnostics", (("1024", "128"), ("64", "16"), ("draws=20", "draws=3")))["found"]

@@ -132,6 +132,7 @@ def test_quickstart(monkeypatch):
     assert history["loss"][-1] < history["loss"][0]
 
 
+@pytest.mark.slow
 def test_custom_loop(monkeypatch):
     names = run_script("custom_loop", monkeypatch, "--examples", "500", "--epochs", "3")
     gradient, noise = np.transpose(names["norms"])
@@ -177,6 +178,7 @@ def test_tune(monkeypatch, tmp_path, capsys):
     assert list(tmp_path.glob("results/tune/trial_*/trial.json"))
 
 
+@pytest.mark.slow
 def test_quick_start_notebook():
     history = run_notebook("01_quick_start", num_examples=400, large_batch_size=200, epochs=4)[
         "history"
