@@ -16,23 +16,21 @@ from keras_noisylb.gradients.blocks import Pieces, Uncorrelated, positions, size
 
 def conv(layer, use, d, conv):
     """Conv1D and Conv2D: any stride, padding, dilation and number of groups."""
-    kernel = tf.cast(layer.kernel, d.dtype)
-    if conv == "uncorrelated":
-        a, last = channels_last(layer, use.inputs, d)
-        block = _uncorrelated(layer, keras.ops.conv, kernel, a, last)
-    else:
-        block = _exact(layer, kernel, functools.partial(_kernel_pieces, layer, kernel), use, d)
-    return {"kernel": block, "bias": _bias(layer, d)}
+    return _one_kernel(layer, keras.ops.conv, _kernel_pieces, use, d, conv)
 
 
 def depthwise_conv(layer, use, d, conv):
     """DepthwiseConv2D."""
+    return _one_kernel(layer, keras.ops.depthwise_conv, _depthwise_pieces, use, d, conv)
+
+
+def _one_kernel(layer, operation, pieces, use, d, conv):
     kernel = tf.cast(layer.kernel, d.dtype)
     if conv == "uncorrelated":
         a, last = channels_last(layer, use.inputs, d)
-        block = _uncorrelated(layer, keras.ops.depthwise_conv, kernel, a, last)
+        block = _uncorrelated(layer, operation, kernel, a, last)
     else:
-        block = _exact(layer, kernel, functools.partial(_depthwise_pieces, layer, kernel), use, d)
+        block = _exact(layer, kernel, functools.partial(pieces, layer, kernel), use, d)
     return {"kernel": block, "bias": _bias(layer, d)}
 
 
