@@ -45,11 +45,11 @@ def measure(name, data_dir):
         Dictionary for the record.
     """
     import keras
-    from noisylb.options import Options
 
     import keras_noisylb as nlb
-    from keras_noisylb.paper import records, splits
-    from keras_noisylb.paper.compare import builder
+    from keras_noisylb.experiments import records, splits
+    from keras_noisylb.experiments.problem import builder
+    from noisylb.protocol.options import Options
 
     keras.utils.set_random_seed(0)
     given, examples, updates = CASES[name]
@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--data-dir")
     options = parser.parse_args()
-    from keras_noisylb.paper import records
+    from keras_noisylb.experiments import records
 
     found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     for name in options.models.split(","):

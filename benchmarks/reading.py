@@ -47,11 +47,11 @@ def train(options):
         print(f"{path.name}: finished before")
         return
     import keras
-    from noisylb.options import Options
 
     from keras_noisylb import data as data_sets
-    from keras_noisylb.paper import records, regimes, runs, splits
-    from keras_noisylb.paper.compare import builder
+    from keras_noisylb.experiments import records, regimes, runs, splits
+    from keras_noisylb.experiments.problem import builder
+    from noisylb.protocol.options import Options
 
     chosen = Options(
         regimes=options.regime, model="resnet8", dataset="cifar10", data_dir=options.data_dir,

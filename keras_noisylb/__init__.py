@@ -15,13 +15,11 @@ if _backend != "tensorflow":
     )
 
 from keras_noisylb import data, diagnostics, gradients, models, noise, quadratic, schedules
-from keras_noisylb.advise import advise
+from keras_noisylb.advising.advise import advise
 from keras_noisylb.batch_change import BatchChange
-from keras_noisylb.callbacks import NoiseTermination
-from keras_noisylb.compare import compare
-from keras_noisylb.custom_loop import noisy_gradients
+from keras_noisylb.callbacks import GradientNoiseMonitor, NoiseTermination
+from keras_noisylb.experiments.python_api import compare
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
-from keras_noisylb.monitor import GradientNoiseMonitor
 from keras_noisylb.noise import (
     DiagonalFisher,
     FisherTrace,
@@ -32,7 +30,7 @@ from keras_noisylb.noise import (
     noise_scale,
 )
 from keras_noisylb.optimizer import NoisyOptimizer
-from keras_noisylb.report import report
+from keras_noisylb.reporting.report import report
 from keras_noisylb.schedules import (
     WarmupStepDecay,
     linear_scaling,
@@ -40,7 +38,8 @@ from keras_noisylb.schedules import (
     noise_temperature,
     sqrt_scaling,
 )
-from keras_noisylb.training import NoisyModel
+from keras_noisylb.training.loop import noisy_gradients
+from keras_noisylb.training.model import NoisyModel
 
 __version__ = importlib.metadata.version("keras-noisylb")
 

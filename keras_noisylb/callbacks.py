@@ -1,12 +1,17 @@
-"""Callbacks around the noise."""
+"""Callbacks: the end of the noise, and the size of gradient and noise during training."""
 
 import math
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_noisylb.optimizer import find_noisy
-from keras_noisylb.updates import updates_in
+from keras_noisylb.optimizer import find, find_noisy
+from keras_noisylb.schedules import updates_in
+from keras_noisylb.training.model import NoisyModel
+from keras_noisylb.training.strategies import on_any_device
+
+__all__ = ["GradientNoiseMonitor", "NoiseTermination"]
 
 
 class NoiseTermination(keras.callbacks.Callback):
@@ -56,3 +61,136 @@ class NoiseTermination(keras.callbacks.Callback):
         elif epoch >= updates_in(self.fraction, epochs) and not self._ended:
             noisy.noise_steps = int(keras.ops.convert_to_numpy(noisy.iterations))
             self._ended = True
+
+
+class GradientNoise(keras.metrics.Metric):
+    """Means over the steps of an epoch, and what they say.
+
+    Numerators and denominators are averaged apart: a ratio of noisy numbers is biased, the ratio of
+    their means hardly.
+
+    Args:
+        optimizer: what the model is compiled with; the temperature is known for SGD only.
+        name: name of the metric.
+        dtype: its dtype.
+    """
+
+    MEANS = ("variance", "data", "total", "averaged", "noise", "rate")
+    COUNTS = ("steps", "skipped")
+
+    def __init__(self, optimizer=None, name="gradient_noise", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.sgd, noisy = find(optimizer, keras.optimizers.SGD), find_noisy(optimizer)
+        self.in_update = noisy is not None and noisy.placement == "update"
+        self.sums = {
+            key: self.add_variable((), "zeros", dtype="float32", name=key)
+            for key in self.MEANS + self.COUNTS
+        }
+
+    def update_state(self, variance, data, total, noise, num_examples, parts, shared):
+        """Add one batch on one device.
+
+        Args:
+            variance: tr Σ of one example's gradient, in the units of `parts`.
+            data: |G|² of the data loss.
+            total: |G|² with regularisers.
+            noise: |noise|² of this part.
+            num_examples: examples of this part.
+            parts: `Parts`.
+            shared: whether all parts have the same noise.
+        """
+        unit = ops.cast(parts.unit, "float32")
+        variance, data, total = (value / unit**2 for value in (variance, data, total))
+        examples = ops.cast(num_examples, "float32") * parts.replicas * parts.accumulated
+        # Devices add their noise, in square where it is independent, and accumulated batches are
+        # averaged. Noise for the parameters comes with the last of these batches only.
+        noise = noise / (unit * parts.replicas) ** 2 * parts.replicas ** (2 if shared else 1)
+        noise = noise / (1 if shared else parts.noisy) * (parts.accumulated // parts.noisy)
+        averaged = ops.divide_no_nan(variance, examples)
+        if shared:  # it is in proportion to the gradient, which is longer in a part of the batch
+            part = total + ops.divide_no_nan(variance, ops.cast(num_examples, "float32"))
+            noise = noise * ops.divide_no_nan(total + averaged, part)
+        overflow = on_any_device(ops.logical_not(ops.isfinite(variance + data + total + noise)))
+        values = {
+            "variance": variance,
+            "data": data,
+            "total": total,
+            "averaged": averaged,
+            "noise": noise,
+            "rate": ops.zeros(()) if self.sgd is None else self.sgd.learning_rate,
+            "steps": ops.ones(()),
+        }
+        halves = ops.convert_to_tensor(num_examples > 1)  # two halves need two examples
+        used = ops.logical_and(halves, ops.logical_not(overflow))
+        for key, value in values.items():
+            self.sums[key].assign_add(ops.where(used, value, 0.0))
+        self.sums["skipped"].assign_add(ops.where(overflow, 1.0 / parts.replicas, 0.0))
+
+    def result(self):
+        # Not a number where no step could be measured.
+        variance, data, total, averaged, noise, rate = (
+            self.sums[key] / self.sums["steps"] for key in self.MEANS
+        )
+        gradient = ops.maximum(total + averaged, 0.0)
+        logs = {
+            "gradient_norm": ops.sqrt(gradient),
+            "noise_norm": ops.sqrt(noise),
+            "noise_to_gradient": ops.sqrt(ops.divide_no_nan(noise, gradient)),
+            "fisher_trace": variance + data,
+            "gradient_noise_scale": ops.where(total <= 0, float("inf"), variance / total),
+            "skipped_steps": ops.convert_to_tensor(self.sums["skipped"]),
+        }
+        if self.sgd is not None:
+            slowness = 1 - self.sgd.momentum
+            # Momentum adds up the noise of gradients, and not what is added to the parameters.
+            heating = averaged + noise * (slowness**2 if self.in_update else 1)
+            logs["temperature"] = rate / slowness * ops.divide_no_nan(heating, variance)
+        return logs
+
+
+class GradientNoiseMonitor(keras.callbacks.Callback):
+    """Logs the sizes of gradient and noise, the gradient noise scale and the temperature.
+
+    Every batch is computed as two halves, at hardly any cost, and the difference of their gradients
+    gives unbiased estimates of the variance tr Σ of one example's gradient and of the squared norm
+    |G|² of the expected gradient. The logs, means over the epoch so far, are those of metrics: in
+    the progress bar, `History`, TensorBoard.
+
+    - `gradient_norm`: root mean square of the norm of the update's gradient, without noise.
+    - `noise_norm`: the same of the noise added to it; 0 while there is none.
+    - `noise_to_gradient`: their ratio.
+    - `fisher_trace`: tr F of the empirical Fisher, tr Σ and the squared expected gradient of the
+      data loss.
+    - `gradient_noise_scale`: tr Σ / |G|², the "simple" noise scale of McCandlish et al. 2018
+      (https://arxiv.org/abs/1812.06162): the batch size beyond which more examples buy little. It
+      is infinite where |G|² cannot be told from 0.
+    - `temperature`, for SGD only: that of `noise_temperature`, with the noise as it was measured.
+    - `skipped_steps`: number of steps in the epoch so far whose gradient was not finite. The other
+      logs leave them out. A few are normal with "mixed_float16", whose loss scaling tries a larger
+      scale now and then; without loss scaling the training has diverged. Where no step was left,
+      the other logs are not a number.
+
+    It works with the noise off too, and without any noise: wrap the model in `NoisyModel` and
+    compile it with any optimizer. Keras' BatchNormalization then sees half batches.
+
+    Raises:
+        ValueError: if the model is not a `NoisyModel`.
+
+    Example:
+    ```python
+    model = keras_noisylb.NoisyModel(model)
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    history = model.fit(x, y, batch_size=4096, callbacks=[GradientNoiseMonitor()]).history
+    print(history["gradient_noise_scale"])
+    ```
+    """
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        if not isinstance(model, NoisyModel):
+            raise ValueError(
+                "GradientNoiseMonitor needs the training step of a NoisyModel: wrap the model, "
+                f"keras_noisylb.NoisyModel(model). Received: {type(model).__name__}"
+            )
+        with model.distribute_strategy.scope():
+            model.monitor(GradientNoise(model.optimizer))

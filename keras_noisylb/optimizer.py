@@ -5,9 +5,9 @@ from typing import Any, Self
 
 import keras
 
+from keras_noisylb.gradients.stored import StoredStatistic
 from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import one_of
-from keras_noisylb.stored import StoredStatistic
 from keras_noisylb.types import Placement, Tensor
 
 NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on

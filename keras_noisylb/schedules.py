@@ -1,5 +1,6 @@
 """Learning rates of large-batch training: warm-up, step decay, scaling with the batch size."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +8,11 @@ import keras
 from keras import ops
 
 from keras_noisylb.types import Scalar, Tensor
+
+__all__ = [
+    "WarmupStepDecay", "linear_scaling", "matched_multiplier", "noise_temperature", "peak",
+    "sqrt_scaling",
+]  # fmt: skip
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
@@ -265,3 +271,18 @@ def _ratio(batch_size, base_batch_size):
             f"batch_size={batch_size}, base_batch_size={base_batch_size}"
         )
     return batch_size / base_batch_size
+
+
+def updates_in(fraction, updates):
+    """The number of updates in a part of a training, rounded up.
+
+    Args:
+        fraction: the part, from 0 to 1.
+        updates: number of updates, or epochs, of the whole training.
+
+    Example:
+    >>> updates_in(0.3, 11)
+    4
+    """
+    # 0.07 * 100 is a little more than 7, but means 7.
+    return math.ceil(round(fraction * updates, 6))

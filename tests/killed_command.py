@@ -3,11 +3,11 @@
 import os
 import signal
 
-import noisylb
 import pytest
 import test_compare
 
-from keras_noisylb.paper import runs
+from keras_noisylb.experiments import runs
+from noisylb.main import main
 
 finish_batch = runs.Journal.on_train_batch_end
 
@@ -22,4 +22,4 @@ if __name__ == "__main__":
     patch = pytest.MonkeyPatch()
     patch.setattr(runs.Journal, "on_train_batch_end", finish_batch_and_die)
     test_compare.use_small_data(patch)
-    noisylb.main()
+    main()

@@ -1,7 +1,6 @@
 """`advise` against closed forms on a quadratic and against all per-example gradients of a net."""
 
 import dataclasses
-import importlib
 import warnings
 
 import keras
@@ -12,12 +11,12 @@ from keras import layers
 from oracle import flat, one_by_one, perturb
 
 import keras_noisylb as nlb
-from keras_noisylb.advice import Advice
+from keras_noisylb.advising import advise as module
+from keras_noisylb.advising.advice import Advice
+from keras_noisylb.advising.short_runs import ShortRuns
 from keras_noisylb.diagnostics import CriticalBatchSize
 from keras_noisylb.quadratic import Quadratic
-from keras_noisylb.short_runs import ShortRuns
 
-module = importlib.import_module("keras_noisylb.advise")  # the package has a function of that name
 CURVATURE = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 3.0]])
 START = np.array([1.0, -2.0, 1.5])
 

@@ -12,7 +12,7 @@ from keras import layers
 
 import keras_noisylb as nlb
 from keras_noisylb import gradients
-from keras_noisylb.gradients import gram
+from keras_noisylb.diagnostics import gram
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import squares
@@ -68,7 +68,7 @@ def test_parts_of_a_batch_are_normalised_as_the_whole(problem, monkeypatch):
     whole, few = ([np.mean(g[:n] ** 2, axis=0) for g in expected] for n in (M, KEPT))
     oracle.assert_close(gradients.per_example_gradients(*parts(problem)), expected)
     for budget in (2**20, 1):  # bytes: all examples at once, and one at a time
-        monkeypatch.setattr("keras_noisylb.gradients.chunks.CHUNK_BYTES", budget)
+        monkeypatch.setattr("keras_noisylb.gradients.slices.CHUNK_BYTES", budget)
         oracle.assert_close(gradients.diagonal_fisher(*parts(problem)), whole)
         oracle.assert_close(gradients.diagonal_fisher(*parts(problem), max_examples=KEPT), few)
         noise = nlb.KroneckerFactored(2, max_examples=KEPT)

@@ -2,11 +2,11 @@ import subprocess
 import sys
 
 import pytest
-from noisylb import app
 from typer.testing import CliRunner
 
 from keras_noisylb import DiagonalFisher, report
 from keras_noisylb.models import MLP
+from noisylb.main import app
 
 SMALL = [
     *("--model", "mlp", "--normalization", "none", "--train-size", "400"),
@@ -20,9 +20,10 @@ def invoke(*arguments):
 
 def test_help_loads_no_framework():
     code = """
-import sys, noisylb
+import sys
+from noisylb.main import main
 try:
-    noisylb.main()
+    main()
 finally:
     print(sorted({"keras", "tensorflow", "keras_noisylb"} & set(sys.modules)))
 """

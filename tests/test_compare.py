@@ -7,15 +7,16 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from noisylb.options import Options
 
-from keras_noisylb import data, models, step
+from keras_noisylb import data, models
+from keras_noisylb.experiments import compare, records, runs, splits
+from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.gradients import accumulate
 from keras_noisylb.models import MLP
 from keras_noisylb.noise import DiagonalFisher
-from keras_noisylb.paper import compare, records, runs, splits
-from keras_noisylb.paper.regimes import REGIMES, choose
-from keras_noisylb.training import NoisyModel
+from keras_noisylb.training import step
+from keras_noisylb.training.model import NoisyModel
+from noisylb.protocol.options import Options
 
 CLASSES = 4
 

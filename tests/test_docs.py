@@ -13,7 +13,8 @@ import few_images
 import numpy as np
 import pytest
 import typer
-from noisylb import app
+
+from noisylb.main import app
 
 DOCS = code_blocks.ROOT / "docs"
 API = sorted((DOCS / "api").glob("*.md"))

@@ -10,14 +10,14 @@ import sys
 
 import keras
 import pytest
-from noisylb import app
 from test_compare import assert_same_results, load, options, small_data, tree  # noqa: F401
 from typer.testing import CliRunner
 
 from keras_noisylb import models
-from keras_noisylb.paper import compare, records, runs
-from keras_noisylb.paper.regimes import REGIMES
-from keras_noisylb.training import NoisyModel
+from keras_noisylb.experiments import compare, records, runs
+from keras_noisylb.experiments.regimes import REGIMES
+from keras_noisylb.training.model import NoisyModel
+from noisylb.main import app
 
 SMALL = [
     *("--model", "mlp", "--normalization", "none", "--learning-rate", "0.01", "--seeds", "1"),

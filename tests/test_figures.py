@@ -7,18 +7,26 @@ import subprocess
 import sys
 
 import keras
-import noisylb
 import numpy as np
 import pytest
-from noisylb.options import Options
-from noisylb.presets import FIGURES, PRESETS, Preset
 from typer.testing import CliRunner
 
 from keras_noisylb import data, gradients, models
+from keras_noisylb.experiments import records, runs, splits
+from keras_noisylb.experiments.figures import (
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    figure5b,
+    training,
+)
+from keras_noisylb.experiments.figures import make as figures
 from keras_noisylb.models import MLP
-from keras_noisylb.paper import published, records, runs, splits
-from keras_noisylb.paper.published import figure1, figure2, figure3, figure4, figure5b, training
 from keras_noisylb.quadratic import Quadratic, noise_factor
+from noisylb.main import app
+from noisylb.protocol.figures import FIGURES, PRESETS, Preset
+from noisylb.protocol.options import Options
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +54,7 @@ def tiny(output, **changes):
 
 
 def make(number, preset):
-    return published.make(number, preset, f"noisylb figure {number}", lambda line: None)
+    return figures.make(number, preset, f"noisylb figure {number}", lambda line: None)
 
 
 def test_noise_of_figure_1_is_that_of_its_population():
@@ -170,7 +178,7 @@ def trained_at_once(folder, build, regime, rate, options, seed, split, say):
     return {"diverged_epoch": None}, {"epochs": [epoch] * options.epochs}
 
 
-@pytest.mark.parametrize("number", published.FIGURES)
+@pytest.mark.parametrize("number", figures.FIGURES)
 def test_every_figure_is_written_and_drawn_again(tmp_path, monkeypatch, number):
     if number == "3":  # trained in earnest below
         monkeypatch.setattr(runs, "train", trained_at_once)
@@ -183,8 +191,8 @@ def test_every_figure_is_written_and_drawn_again(tmp_path, monkeypatch, number):
     png, svg = (tmp_path / f"figure{number}.{kind}" for kind in ("png", "svg"))
     assert png.read_bytes().startswith(b"\x89PNG") and "<svg" in svg.read_text()
     png.unlink()
-    monkeypatch.setattr(f"keras_noisylb.paper.published.figure{number}.compute", None)
-    again = published.make(number, tiny(tmp_path), "another", lambda line: None)
+    monkeypatch.setattr(f"keras_noisylb.experiments.figures.figure{number}.compute", None)
+    again = figures.make(number, tiny(tmp_path), "another", lambda line: None)
     assert json.loads(json.dumps(again)) == written and png.exists()
 
 
@@ -206,7 +214,7 @@ def stop_at(monkeypatch, owner, name, call):
      ("5a", records, "write_text"), ("5b", runs.Journal, "on_epoch_begin")],
 )  # fmt: skip
 def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch, number, owner, name):
-    figure = importlib.import_module(f"keras_noisylb.paper.published.figure{number}")
+    figure = importlib.import_module(f"keras_noisylb.experiments.figures.figure{number}")
     # Fewer regimes than the claims are about.
     names = ("lb", "lb-diagonal") if number == "2" else ("lb-diagonal",)
     monkeypatch.setattr(figure, "NAMES", names, raising=False)
@@ -242,14 +250,14 @@ def test_figure_3_judges_the_order_of_the_regimes():
 
 def test_other_options_are_refused(tmp_path):
     make("4", tiny(tmp_path))
-    with pytest.raises(published.CompareError, match=r"runs \(there 200, now 300\)"):
+    with pytest.raises(figures.CompareError, match=r"runs \(there 200, now 300\)"):
         make("4", tiny(tmp_path, runs=300))
-    with pytest.raises(published.CompareError, match=r"figure \(there '4', now '1'\)"):
+    with pytest.raises(figures.CompareError, match=r"figure \(there '4', now '1'\)"):
         make("1", tiny(tmp_path))
 
 
 def test_presets_can_be_run():
-    assert tuple(FIGURES) == published.FIGURES
+    assert tuple(FIGURES) == figures.FIGURES
     for preset in PRESETS.values():
         json.dumps(preset.resolved())
         assert preset.updates % preset.every == 0
@@ -261,10 +269,11 @@ def test_presets_can_be_run():
 
 def test_help_loads_no_framework():
     code = """
-import sys, noisylb
+import sys
+from noisylb.main import main
 sys.argv = ["noisylb", "figure", "--help"]
 try:
-    noisylb.main()
+    main()
 finally:
     print(sorted({"keras", "tensorflow", "keras_noisylb"} & set(sys.modules)))
 """
@@ -274,7 +283,7 @@ finally:
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(noisylb.app, ("figure", *map(str, arguments)))
+    return CliRunner().invoke(app, ("figure", *map(str, arguments)))
 
 
 @pytest.mark.parametrize(

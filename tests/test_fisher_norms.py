@@ -11,8 +11,8 @@ from keras import layers
 from oracle import one_by_one, perturb
 
 import keras_noisylb as nlb
-from keras_noisylb.diagnostics import FisherNorms, batches, fisher, fisher_norms
-from keras_noisylb.gradients import RULES, LayerRule, blocks, gram, products, rules
+from keras_noisylb.diagnostics import FisherNorms, batches, fisher, fisher_norms, gram, products
+from keras_noisylb.gradients import RULES, LayerRule, blocks, rules
 
 
 def mse(y, y_pred):

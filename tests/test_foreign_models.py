@@ -141,9 +141,9 @@ def assert_exact(problem, estimator, rng, monkeypatch):
         assert shape == weights.shape
         return keras.ops.convert_to_tensor(weights, dtype)
 
-    monkeypatch.setattr("keras_noisylb.draws.Draws.normal", known)
+    monkeypatch.setattr("keras_noisylb.training.randomness.Draws.normal", known)
     # One chunk: tf.vectorized_map takes long to trace.
-    monkeypatch.setattr("keras_noisylb.gradients.chunks.CHUNK_BYTES", 2**31)
+    monkeypatch.setattr("keras_noisylb.gradients.slices.CHUNK_BYTES", 2**31)
     gradient, statistic = run(problem, estimator)
     assert_same(gradient, right_gradient, problem.rtol)
     if estimator == "split":  # each half is multiplied by a float32 number

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 import keras_noisylb as nlb
-from keras_noisylb.gradients import memory
-from keras_noisylb.gradients.batch import cut
-from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.microbatches import cut
+from keras_noisylb.gradients.statistics import Statistic
+from keras_noisylb.reporting import memory
 
 L = keras.layers
 GHOST = 16

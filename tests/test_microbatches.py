@@ -24,10 +24,11 @@ from small_nets import (
 
 import keras_noisylb as nlb
 from keras_noisylb.gradients.accumulate import compute
-from keras_noisylb.gradients.batch import Batch, cut, ghost_sizes
+from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import squares
 from keras_noisylb.gradients.kronecker import KroneckerFactors, factored_places
 from keras_noisylb.gradients.layerwise import LayerwiseSquares
+from keras_noisylb.gradients.microbatches import cut, ghost_sizes
 from keras_noisylb.gradients.vectors import Split
 
 L = keras.layers

@@ -9,12 +9,12 @@ import tensorflow as tf
 from oracle import flat, on_devices, one_by_one, total_gradient
 
 import keras_noisylb as nlb
+from keras_noisylb.callbacks import GradientNoise
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.moments import WithMoments
-from keras_noisylb.gradients.statistic import Statistic
-from keras_noisylb.monitor import GradientNoise
-from keras_noisylb.step import Parts
+from keras_noisylb.gradients.statistics import Statistic
+from keras_noisylb.training.step import Parts
 
 LOSS = keras.losses.MeanSquaredError()
 POPULATION, M, M_S, STEPS, EPOCHS = 40, 16, 4, 40, 20

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_noisylb as nlb
-from keras_noisylb.draws import Draws
 from keras_noisylb.gradients.labels import label_sampler
+from keras_noisylb.training.randomness import Draws
 
 L = keras.layers
 M = 16

@@ -41,7 +41,7 @@ def imported(folders):
     return found - sys.stdlib_module_names - OURS
 
 
-SOURCE = imported(["keras_noisylb", "models"])
+SOURCE = imported(["keras_noisylb", "noisylb", "models"])
 
 
 def test_what_is_imported_is_declared():
@@ -87,16 +87,15 @@ def test_import_adds_nothing_to_what_keras_and_tensorflow_import():
 
 def test_version_stands_in_one_place():
     assert keras_noisylb.__version__ == metadata.version(PROJECT["name"]) == PROJECT["version"]
-    for folder in ("keras_noisylb", "models"):
+    for folder in ("keras_noisylb", "noisylb", "models"):
         for file in (ROOT / folder).rglob("*.py"):
             assert f'"{PROJECT["version"]}"' not in file.read_text(), file
 
 
 def test_every_package_is_distributed():
-    listed = set(SETTINGS["tool"]["setuptools"]["packages"]) - {"noisylb", "keras_noisylb.models"}
-    folders = [file.parent for file in (ROOT / "keras_noisylb").rglob("__init__.py")]
-    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert found - {"keras_noisylb.cli"} == listed  # the command is installed as `noisylb`
+    listed = set(SETTINGS["tool"]["setuptools"]["packages"]) - {"keras_noisylb.models"}
+    files = [f for top in ("keras_noisylb", "noisylb") for f in (ROOT / top).rglob("__init__.py")]
+    assert {".".join(file.parent.relative_to(ROOT).parts) for file in files} == listed
 
 
 def test_files_beside_the_code_are_found():

@@ -8,16 +8,16 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from noisylb import app
-from noisylb.options import Options
 from typer.testing import CliRunner
 
 import keras_noisylb as nlb
 from keras_noisylb.data import files
-from keras_noisylb.data.loading import BUNDLED
+from keras_noisylb.data.catalogue import BUNDLED
 from keras_noisylb.data.prepared import PACKAGE
-from keras_noisylb.paper import problem as problems
-from keras_noisylb.paper.problem import Problem, labelled
+from keras_noisylb.experiments import problem as problems
+from keras_noisylb.experiments.problem import Problem, labelled
+from noisylb.main import app
+from noisylb.protocol.options import Options
 
 L = keras.layers
 RNG = np.random.default_rng(0)

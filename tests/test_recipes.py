@@ -4,14 +4,14 @@ import json
 import keras
 import numpy as np
 import pytest
-from noisylb import app
-from noisylb.protocol import PRESETS, Recipe
-from noisylb.recipes import OURS, PUBLISHED, RECIPES, TABLES
 from typer.testing import CliRunner
 
 from keras_noisylb import data, models
-from keras_noisylb.paper import runs
-from keras_noisylb.paper.regimes import REGIMES, choose
+from keras_noisylb.experiments import runs
+from keras_noisylb.experiments.regimes import REGIMES, choose
+from noisylb.main import app
+from noisylb.protocol.paper import OURS, PUBLISHED, RECIPES, TABLES
+from noisylb.protocol.recipe import PRESETS, Recipe
 
 # Copied from the paper: Table 2, then the columns that Table 3 adds.
 PAPER = """

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling
-from keras_noisylb.updates import updates_in
+from keras_noisylb.schedules import WarmupStepDecay, linear_scaling, sqrt_scaling, updates_in
 
 
 def reference(step, learning_rate, warmup_steps, decay_steps, decay_factor):

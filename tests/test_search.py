@@ -6,17 +6,19 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from noisylb import app
-from noisylb.protocol import PRESETS
-from noisylb.recipes import RECIPES
 from test_table import ROW, small_row  # noqa: F401 -- a fixture
 from typer.testing import CliRunner
 
 from keras_noisylb import data
-from keras_noisylb.paper import estimate, runs, search, splits
-from keras_noisylb.paper.compare import builder
-from keras_noisylb.paper.records import CompareError
-from keras_noisylb.paper.regimes import choose
+from keras_noisylb.experiments import runs, splits
+from keras_noisylb.experiments.problem import builder
+from keras_noisylb.experiments.queue import estimate
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import choose
+from keras_noisylb.experiments.tune import search
+from noisylb.main import app
+from noisylb.protocol.paper import RECIPES
+from noisylb.protocol.recipe import PRESETS
 
 
 def tiny(regime):

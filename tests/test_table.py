@@ -12,15 +12,18 @@ import time
 
 import numpy as np
 import pytest
-from noisylb import app, recipes
-from noisylb.protocol import PRESETS, Preset
 from rich.console import Console
 from scipy import special
 from typer.testing import CliRunner
 
 from keras_noisylb import models
-from keras_noisylb.paper import accuracy, estimate, plan, queue, records, worker
-from keras_noisylb.paper.records import CompareError
+from keras_noisylb.experiments import records
+from keras_noisylb.experiments.queue import estimate, plan, queue, worker
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.tables import accuracy
+from noisylb.main import app
+from noisylb.protocol import paper
+from noisylb.protocol.recipe import PRESETS, Preset
 
 ROW, EPOCHS = "small-mlp", 4
 REGIMES = ("lb", "lb-diagonal")
@@ -28,7 +31,7 @@ REGIMES = ("lb", "lb-diagonal")
 
 def small(regime):
     return dataclasses.replace(
-        recipes.RECIPES[f"mnist-mlp/{regime}"],
+        paper.RECIPES[f"mnist-mlp/{regime}"],
         row=ROW, dataset="fashion_mnist_small", large_batch_size=256, small_batch_size=32,
         ghost_batch_size=32, learning_rate=0.01,
     )  # fmt: skip
@@ -36,9 +39,9 @@ def small(regime):
 
 def add_small(setitem=dict.__setitem__):
     """A row that trains in seconds; the processes of the queue know no row by its name."""
-    setitem(recipes.TABLES, "2", ((ROW,), REGIMES))
+    setitem(paper.TABLES, "2", ((ROW,), REGIMES))
     for regime in REGIMES:
-        setitem(recipes.RECIPES, f"{ROW}/{regime}", small(regime))
+        setitem(paper.RECIPES, f"{ROW}/{regime}", small(regime))
     setitem(PRESETS, "tiny", Preset("tiny", epochs=EPOCHS / 200, train_size=512))
 
 
@@ -78,8 +81,8 @@ def running(process):
 
 def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     """kill -9 of the command within the second run; then a record that was damaged since."""
-    code = "import noisylb, test_table; test_table.add_small(); test_table.trust_the_data(); "
-    code += "noisylb.main()"
+    code = "import test_table; from noisylb.main import main; test_table.add_small(); "
+    code += "test_table.trust_the_data(); main()"
     common = ("--preset", "tiny", "--seeds", "1", "--output", str(tmp_path))
     folder = tmp_path / "tiny" / ROW
     first, second = (folder / f"{regime}-seed0" for regime in REGIMES)
@@ -164,7 +167,7 @@ def test_a_folder_of_other_recipes_is_refused(tmp_path, small_row, monkeypatch):
     runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
     assert queue.prepare(runs, print) == runs
     changed = dataclasses.replace(small("lb"), learning_rate=0.02)
-    monkeypatch.setitem(recipes.RECIPES, f"{ROW}/lb", changed)
+    monkeypatch.setitem(paper.RECIPES, f"{ROW}/lb", changed)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(CompareError, match=r"learning_rate \(there 0.01, now 0.02\)"):
         queue.prepare(plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1), print)
@@ -257,7 +260,7 @@ def test_a_dry_run_of_the_small_table(tmp_path, monkeypatch):
 
 
 def test_the_estimate_is_a_straight_line(capsys):
-    scaled = Preset("one", epochs=1 / 200).scale(recipes.RECIPES["mnist-mlp/lb"])
+    scaled = Preset("one", epochs=1 / 200).scale(paper.RECIPES["mnist-mlp/lb"])
     looks = 10_000 * 0.001 / 3
     seconds = estimate.predict(scaled, {100: 0.6, 300: 0.8})  # 0.5 + 0.001 for each example
     assert seconds == pytest.approx(15 * 0.5 + 60 + looks)
@@ -357,7 +360,7 @@ def test_the_progress_is_shown_on_a_terminal(tmp_path, small_row, monkeypatch):
 
 def test_the_commands_load_no_framework():
     code = (
-        "import sys, noisylb.table_commands; "
+        "import sys, noisylb.table_command; "
         "print({'keras', 'tensorflow', 'keras_noisylb'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

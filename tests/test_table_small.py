@@ -6,15 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from noisylb import app
-from noisylb.protocol import WHOLE, Recipe
-from noisylb.small import POINTS, RESNET8, SMALL, heated
 from scipy import stats
 from typer.testing import CliRunner
 
 from keras_noisylb import matched_multiplier, noise_temperature
-from keras_noisylb.paper import plan, records, temperatures
-from keras_noisylb.paper.regimes import REGIMES, choose
+from keras_noisylb.experiments import records
+from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.regimes import REGIMES, choose
+from keras_noisylb.experiments.tables import temperatures
+from noisylb.main import app
+from noisylb.protocol.recipe import WHOLE, Recipe
+from noisylb.protocol.small import POINTS, RESNET8, SMALL, heated
 
 LABELS = "rate0.4,rate0.4-lambda0.5-part0.5"
 

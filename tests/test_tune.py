@@ -3,14 +3,16 @@ import json
 import re
 
 import pytest
-from noisylb import app
-from noisylb.protocol import PRESETS
 from test_table import REGIMES, ROW, record, small_row  # noqa: F401 -- a fixture
 from typer.testing import CliRunner
 
 from keras_noisylb import data
-from keras_noisylb.paper import plan, queue, rates, splits
-from keras_noisylb.paper.records import CompareError
+from keras_noisylb.experiments import splits
+from keras_noisylb.experiments.queue import plan, queue
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.tune import rates
+from noisylb.main import app
+from noisylb.protocol.recipe import PRESETS
 
 # Held-out accuracy by regime, rate and seed; `None` diverged.
 FOUND = {

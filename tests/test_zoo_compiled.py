@@ -12,12 +12,12 @@ import tensorflow as tf
 from small_nets import miniature
 
 import keras_noisylb as nlb
-from keras_noisylb.draws import Draws
 from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.labels import label_sampler
+from keras_noisylb.training.randomness import Draws
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 M, M_S = 8, 4

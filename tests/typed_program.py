@@ -11,11 +11,11 @@ import numpy as np
 
 import keras_noisylb as nlb
 from keras_noisylb import callbacks, data, diagnostics, gradients, models, noise, quadratic, tuning
-from keras_noisylb.advice import Advice
+from keras_noisylb.advising.advice import Advice
 from keras_noisylb.data import DatasetInfo
 from keras_noisylb.gradients import LayerRule
 from keras_noisylb.quadratic import ConvergenceBound, Quadratic
-from keras_noisylb.report import Report, Row
+from keras_noisylb.reporting.report import Report, Row
 
 Arrays = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 

@@ -26,7 +26,7 @@ num_runs = 1000
 import matplotlib.pyplot as plt
 import numpy as np
 
-from keras_noisylb.paper.published import figure1, figure4
+from keras_noisylb.experiments.figures import figure1, figure4
 from keras_noisylb.quadratic import Quadratic, noise_factor
 
 # %% [markdown]

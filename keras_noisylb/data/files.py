@@ -5,6 +5,9 @@ import zipfile
 
 import numpy as np
 
+from keras_noisylb.data.arrays import standardised
+from keras_noisylb.data.catalogue import names as known_names
+
 HELD_OUT = 0.2  # part of a training set that has no test set
 WHOLE, PARTS = {"x", "y"}, {"x_train", "y_train"}
 
@@ -68,16 +71,16 @@ def read_prepared(name, data_dir):
         OSError: if it is damaged.
     """
     # Here, so that TensorFlow Datasets is imported by those who load a data set only.
-    from keras_noisylb.data import loading, prepared
+    from keras_noisylb.data import prepared
 
     if not prepared.is_prepared(name, data_dir):
         raise ValueError(
-            f"Unknown data set {name!r}. Known data sets: {', '.join(loading.names())}; a file "
+            f"Unknown data set {name!r}. Known data sets: {', '.join(known_names())}; a file "
             "FILE.npz; or the name of a prepared TensorFlow Datasets copy in --data-dir."
         )
     train, test = prepared.read_supervised(name, data_dir)
     (x, y), shape = train, train[0].shape
     if x.dtype != np.uint8 or len(shape) != 4:
         return train, test
-    parts = loading.standardised(x, *([] if test is None else [test[0]]))
+    parts = standardised(x, *([] if test is None else [test[0]]))
     return (parts[0], y), None if test is None else (parts[1], test[1])

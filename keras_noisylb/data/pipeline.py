@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_noisylb.data.loading import check_arrays
+from keras_noisylb.data.arrays import check_arrays
 from keras_noisylb.types import Tensor
 
 

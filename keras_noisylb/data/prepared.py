@@ -5,7 +5,7 @@ import os
 import requests
 import tensorflow_datasets as tfds
 
-from keras_noisylb.data.loading import BUNDLED
+from keras_noisylb.data.catalogue import BUNDLED
 
 PACKAGE = tfds.core.Path(__file__).parent
 

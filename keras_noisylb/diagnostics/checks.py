@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_noisylb.diagnostics.batches import EMPTY
-from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.loss import call_model
 
 
 def checked_loss(loss):

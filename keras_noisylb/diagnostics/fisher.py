@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from keras_noisylb.diagnostics.batches import EMPTY, batched
 from keras_noisylb.diagnostics.checks import MeanLoss, check_finite, check_model
+from keras_noisylb.diagnostics.products import gradients_of
 from keras_noisylb.diagnostics.progress import progress_bar
 from keras_noisylb.gradients import objective
-from keras_noisylb.gradients.products import gradients_of
 from keras_noisylb.types import Engine, Loss, Nested
 
 

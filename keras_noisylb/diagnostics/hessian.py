@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_noisylb.diagnostics.batches import EMPTY, batched
 from keras_noisylb.diagnostics.checks import MeanLoss, check_model
-from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.loss import call_model
 from keras_noisylb.types import Loss, Nested
 
 

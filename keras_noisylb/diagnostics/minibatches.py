@@ -3,11 +3,11 @@
 import keras
 import tensorflow as tf
 
-from keras_noisylb.draws import Draws
 from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.labels import labels_for
-from keras_noisylb.step import Parts, Step
+from keras_noisylb.training.randomness import Draws
+from keras_noisylb.training.step import Parts, Step
 
 
 class MinibatchGradients:

@@ -7,7 +7,7 @@ from keras_noisylb.gradients import layerwise, vectorized
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import layerwise_layers, squares
-from keras_noisylb.gradients.objective import Objective, check_add_loss_reduction
+from keras_noisylb.gradients.loss import Objective, check_add_loss_reduction
 from keras_noisylb.gradients.rules import RULES, LayerRule
 from keras_noisylb.types import AddLossReduction, Conv, Engine, Loss, Nested, Sampler, Tensor
 

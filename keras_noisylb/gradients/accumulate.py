@@ -11,10 +11,10 @@ import weakref
 import keras
 import tensorflow as tf
 
-from keras_noisylb.ghosts import part_of_batch
-from keras_noisylb.gradients.batch import at_most, cut, ghost_layers, ghost_sizes
+from keras_noisylb.gradients.loss import call_model, with_masks
 from keras_noisylb.gradients.masks import Masks
-from keras_noisylb.gradients.objective import call_model, with_masks
+from keras_noisylb.gradients.microbatches import at_most, cut, ghost_layers, ghost_sizes
+from keras_noisylb.layers.ghosts import part_of_batch
 
 _checked: weakref.WeakKeyDictionary[keras.Model, tuple] = weakref.WeakKeyDictionary()
 

@@ -1,16 +1,12 @@
-"""A batch, and the chunks in which it may be computed."""
+"""A batch, and the rows of it that are computed now."""
 
 import dataclasses
-import functools
-import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.blocks import sizes
-from keras_noisylb.gradients.taps import all_layers
-from keras_noisylb.layers import GhostBatchNormalization
 
 
 def batch_size(x):
@@ -121,141 +117,3 @@ class Batch:
         if whole is None:
             whole = keras.tree.map_structure(lambda _: None, rows)
         return keras.tree.map_structure(place, rows, whole)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunks:
-    """How a batch of M examples is cut: between units, example i belonging to unit i * U // M.
-
-    Every chunk but the first has equally many units; the first has what is left. Their numbers of
-    rows may still differ by one.
-
-    Args:
-        num_examples: M, integer or scalar tensor.
-        units: U.
-        number: of chunks, the first included.
-        per_chunk: units of every chunk but the first.
-        even: whether all chunks but the first are known to have `size` rows.
-        single: whether there is one chunk only, although more were wanted.
-    """
-
-    num_examples: object
-    units: object
-    number: object
-    per_chunk: object
-    even: bool
-    single: object
-
-    def start(self, chunk):
-        """The first row of a chunk, counted from 0; M for the chunk after the last."""
-        unit = _at_least(self.units - (self.number - chunk) * self.per_chunk, 0)
-        return _ceil(unit, self.num_examples, self.units)
-
-    @property
-    def size(self):
-        """The fewest rows of a chunk that is not the first: others have one more at most."""
-        if self.even:
-            return self.start(2) - self.start(1)
-        return -_ceil(-self.per_chunk, self.num_examples, self.units)
-
-    @property
-    def largest(self):
-        """The most rows of a chunk."""
-        return max(self.start(k + 1) - self.start(k) for k in range(self.number))
-
-    def contrast(self, chunk):
-        """The weight of a chunk's gradient in the difference of the halves.
-
-        Args:
-            chunk: its number, counted from 0.
-
-        Returns:
-            Scalar float32 tensor; see `halves_contrast`.
-        """
-        half = (self.number + 1) // 2
-        return halves_contrast(chunk < half, self.start(half), self.num_examples)
-
-
-def halves_contrast(in_first, first, total):
-    """The weights that make of a batch's gradient the difference of its halves.
-
-    With parts g_i / M of the gradient, their weighted sum is sqrt(n_A n_B / M) (G_A - G_B), n and G
-    being the halves' numbers of examples and mean gradients: it has the covariance of one g_i.
-
-    Args:
-        in_first: boolean tensor, whether an example is in the first half.
-        first: n_A.
-        total: M.
-
-    Returns:
-        Float32 tensor of the shape of `in_first`.
-    """
-    total, first = tf.cast(total, "float32"), tf.cast(first, "float32")
-    ratio = tf.math.divide_no_nan(total - first, first)
-    inverse = tf.math.divide_no_nan(first, total - first)
-    return tf.where(in_first, tf.sqrt(total * ratio), -tf.sqrt(total * inverse))
-
-
-def ghost_layers(model):
-    """The layers of `model` that make ghost batches in training."""
-    return [
-        layer
-        for layer in all_layers(model)
-        if isinstance(layer, GhostBatchNormalization) and layer.trainable
-    ]
-
-
-def ghost_sizes(model):
-    """The ghost batch sizes of `model`'s layers in training, each once."""
-    return sorted({layer.ghost_batch_size for layer in ghost_layers(model)})
-
-
-def cut(num_examples, num_chunks, ghosts=()):
-    """Cut a batch into at most `num_chunks` chunks that keep the ghosts of the whole batch.
-
-    Layers whose ghost batch sizes differ have fewer boundaries in common, so that there may be
-    fewer chunks than wanted. A batch with less than two ghosts is one chunk.
-
-    Args:
-        num_examples: M, integer or scalar tensor.
-        num_chunks: the number wanted.
-        ghosts: the layers' ghost batch sizes; none where examples may be cut anywhere.
-
-    Returns:
-        `Chunks`.
-    """
-    # Ghost k of G begins at row ceil(k M / G): what G and G' have in common divides both.
-    counts = [_at_least(num_examples // ghost, 1) for ghost in ghosts]
-    units = functools.reduce(_gcd, counts) if counts else _at_least(num_examples, 1)
-    per_chunk = -(-units // num_chunks)
-    number = -(-units // per_chunk)
-    known = isinstance(num_examples, int)
-    even = not ghosts or num_chunks <= 2 or (known and per_chunk * num_examples % units == 0)
-    return Chunks(num_examples, units, number, per_chunk, even, bool(ghosts) and number == 1)
-
-
-def _at_least(value, least):
-    return max(value, least) if isinstance(value, int) else tf.maximum(value, least)
-
-
-def at_most(value, most):
-    """The smaller of two integers or scalar tensors."""
-    known = isinstance(value, int) and isinstance(most, int)
-    return min(value, most) if known else tf.minimum(value, most)
-
-
-def _ceil(a, b, c):
-    """A b / c, rounded up."""
-    if all(isinstance(value, int) for value in (a, b, c)):
-        return -(-a * b // c)
-    a, b, c = (tf.cast(value, "int64") for value in (a, b, c))  # a b may exceed 32 bits
-    return tf.cast(-(-a * b // c), "int32")
-
-
-def _gcd(a, b):
-    """Greatest common divisor of positive integers."""
-    if isinstance(a, int):
-        return math.gcd(a, b)
-    for _ in range(46):  # as many as 32 bits can need; what a loop finds is no constant to XLA
-        a, b = tf.where(b > 0, b, a), tf.where(b > 0, a % tf.maximum(b, 1), 0)
-    return a

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_noisylb.ghosts import whole_batch
-from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.loss import call_model
 from keras_noisylb.gradients.replay import record, replay, replayed_layers
 from keras_noisylb.gradients.scope import Scope
 from keras_noisylb.gradients.taps import all_layers, intercept
+from keras_noisylb.layers.ghosts import whole_batch
 
 _EXAMPLES, _ROW = 4, 1  # a row with others before and after it, that no symmetry maps to itself
 _UNKNOWN = 16  # the size of an axis that the inputs leave open

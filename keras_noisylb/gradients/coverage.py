@@ -6,7 +6,7 @@ import weakref
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.objective import call_model
+from keras_noisylb.gradients.loss import call_model
 from keras_noisylb.gradients.rules import RULES, covered_variables
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 

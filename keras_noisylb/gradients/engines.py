@@ -9,7 +9,7 @@ from keras_noisylb.gradients import vectorized
 from keras_noisylb.gradients.coverage import coverage
 from keras_noisylb.gradients.kronecker import KroneckerFactors, factored_places
 from keras_noisylb.gradients.layerwise import LayerwiseSquares
-from keras_noisylb.gradients.statistic import Gradient
+from keras_noisylb.gradients.statistics import Gradient
 from keras_noisylb.gradients.vectors import Split, Weighted
 
 _warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()

@@ -13,12 +13,12 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.blocks import positions, sizes
-from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
 from keras_noisylb.gradients.convolutions import channels_last, shifted_inputs
 from keras_noisylb.gradients.layerwise import Tapped
-from keras_noisylb.gradients.objective import statistics_dtype
+from keras_noisylb.gradients.loss import statistics_dtype
 from keras_noisylb.gradients.rules import covered_variables
-from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.slices import chunk_size, mean_squares, sum_over_chunks
+from keras_noisylb.gradients.statistics import Statistic
 from keras_noisylb.gradients.taps import all_layers
 
 FACTORED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)

@@ -9,9 +9,9 @@ and the contributions still add up to the batch gradient (paper, A.3).
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.chunks import mean_squares
-from keras_noisylb.gradients.objective import statistics_dtype
-from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.loss import statistics_dtype
+from keras_noisylb.gradients.slices import mean_squares
+from keras_noisylb.gradients.statistics import Statistic
 from keras_noisylb.gradients.taps import intercept, record_use
 from keras_noisylb.gradients.variable_gradients import variable_gradients
 

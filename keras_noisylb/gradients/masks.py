@@ -6,8 +6,8 @@ import itertools
 import keras
 import tensorflow as tf
 
-from keras_noisylb.ghosts import part_of_batch
-from keras_noisylb.gradients.objective import call_model, mask_of
+from keras_noisylb.gradients.loss import call_model, mask_of
+from keras_noisylb.layers.ghosts import part_of_batch
 
 
 class Masks:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_noisylb.gradients.statistic import Statistic
+from keras_noisylb.gradients.statistics import Statistic
 from keras_noisylb.gradients.vectors import as_statistics, contrasted
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import tensorflow as tf
 
 from keras_noisylb.gradients.blocks import added
-from keras_noisylb.gradients.chunks import chunk_size, sum_over_chunks
-from keras_noisylb.gradients.objective import statistics_dtype
+from keras_noisylb.gradients.loss import statistics_dtype
 from keras_noisylb.gradients.rules import RULES, covered_variables
+from keras_noisylb.gradients.slices import chunk_size, sum_over_chunks
 
 
 @dataclasses.dataclass(frozen=True)

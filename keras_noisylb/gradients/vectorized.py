@@ -9,12 +9,12 @@ gradient of ℓ_i at fixed statistics, not the contribution through them that `l
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients.chunks import chunk_size, mean_squares, sum_over_chunks
 from keras_noisylb.gradients.coupling import coupling
-from keras_noisylb.gradients.objective import call_model, statistics_dtype
+from keras_noisylb.gradients.loss import call_model, statistics_dtype
 from keras_noisylb.gradients.replay import MASKS, record, replay, replayed_layers
 from keras_noisylb.gradients.scope import Scope
-from keras_noisylb.gradients.statistic import Statistic, where_known
+from keras_noisylb.gradients.slices import chunk_size, mean_squares, sum_over_chunks
+from keras_noisylb.gradients.statistics import Statistic, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
 
 ANY_MODEL = 'estimator="weighted" or "split", which treat every model'

@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.accumulate import packing
-from keras_noisylb.gradients.batch import halves_contrast
-from keras_noisylb.gradients.objective import statistics_dtype
-from keras_noisylb.gradients.statistic import Statistic, where_known
+from keras_noisylb.gradients.loss import statistics_dtype
+from keras_noisylb.gradients.microbatches import halves_contrast
+from keras_noisylb.gradients.statistics import Statistic, where_known
 
 
 class Weighted(Statistic):

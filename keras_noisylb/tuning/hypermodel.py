@@ -9,7 +9,7 @@ import keras_tuner
 
 from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.optimizer import NoisyOptimizer
-from keras_noisylb.training import NoisyModel
+from keras_noisylb.training.model import NoisyModel
 from keras_noisylb.tuning.arguments import callbacks_of_seeds, data_of, refuse
 from keras_noisylb.tuning.space import (
     NONE,

@@ -15,8 +15,7 @@ from keras_noisylb.noise import (
     Multiplicative,
     Noise,
 )
-from keras_noisylb.schedules import WarmupStepDecay
-from keras_noisylb.updates import updates_in
+from keras_noisylb.schedules import WarmupStepDecay, updates_in
 
 # A value, a list or tuple of choices, or a function of the trial's `HyperParameters`.
 Part = Any | list[Any] | tuple[Any, ...] | Callable[[keras_tuner.HyperParameters], Any]

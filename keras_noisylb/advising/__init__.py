@@ -1,0 +1,1 @@
+"""How large a batch pays for a user's model and data."""

@@ -1,0 +1,1 @@
+"""The paper's experiments and users' own: recipes and options in, records, tables, figures out."""

@@ -1,0 +1,70 @@
+"""`advise` for a model and data of the command line."""
+
+import keras
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from keras_noisylb.advising.advise import advise
+from keras_noisylb.experiments import splits
+from keras_noisylb.experiments.problem import named
+from keras_noisylb.experiments.records import CompareError
+
+__all__ = ["CompareError", "show"]
+
+
+def show(options, **arguments):
+    """Measure and print what `advise` finds.
+
+    Args:
+        options: `noisylb.protocol.options.Options` of the training in use, which is that of SB.
+        **arguments: of `advise`, beside model, data, batch size and rate.
+
+    Raises:
+        CompareError: if it cannot be measured.
+    """
+    try:
+        problem = named(options)
+        data = splits.load(options, problem.examples)
+        build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
+        problem.check(options, problem.built(options, build), data)
+        rate = options.learning_rates["sb"]
+        if options.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(rate, weight_decay=options.weight_decay)
+        else:
+            optimizer = keras.optimizers.SGD(rate, momentum=options.momentum)
+        keras.utils.set_random_seed(arguments["seed"])
+        advice = advise(
+            build,
+            data.x_train,
+            data.y_train,
+            batch_size=options.small_batch_size,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            optimizer=optimizer,
+            verbose=0 if options.quiet else 1,
+            **arguments,
+        )
+    except (ValueError, OSError) as error:
+        raise CompareError(str(error)) from error
+    console = Console(highlight=False)
+    console.print(_table(options, advice))
+    for line in (*advice.tried(), *advice.advised()):
+        console.print(line.strip(), markup=False)
+
+
+def _table(options, advice):
+    caption = (
+        f"Gradient noise scale of {options.model} on {options.dataset}, in examples, with its "
+        f"{advice.late.confidence:.0%} interval; tr Σ and ‖G‖² with their standard errors."
+    )
+    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for name in ("updates", "noise scale", "from", "to", "tr Σ", "‖G‖²"):
+        table.add_column(name, justify="right")
+    for updates, found in zip(advice.updates, (advice.early, advice.late), strict=True):
+        table.add_row(
+            str(updates),
+            *(f"{number:.4g}" for number in (found.value, found.lower, found.upper)),
+            f"{found.trace:.3g} ± {found.trace_error:.1g}",
+            f"{found.squared_norm:.3g} ± {found.squared_norm_error:.1g}",
+        )
+    return table

@@ -1,0 +1,144 @@
+"""The comparison: every regime with every seed, then a table and a picture."""
+
+import pathlib
+import time
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from keras_noisylb.experiments import records, runs, splits
+from keras_noisylb.experiments.figures import comparison as picture_of
+from keras_noisylb.experiments.problem import named
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import choose
+from keras_noisylb.experiments.tables import comparison as table_of
+from keras_noisylb.optimizer import check_placement
+
+__all__ = ["CompareError", "compare"]
+
+UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed
+
+
+def prepare(options, problem=None):
+    """Check everything that can be checked before the first folder is written.
+
+    Args:
+        options: the options of the run.
+        problem: a `Problem`; `None` for that which the options name.
+
+    Returns:
+        Tuple `(regimes, build, data, identity)`, the last one what a record says of model and data
+        beside the options.
+
+    Raises:
+        CompareError: if the options fit no regime, model or data.
+    """
+    try:
+        problem = named(options) if problem is None else problem
+        regimes = choose(options)
+        for regime, rate in regimes.values():
+            regime.batch_change(options)
+            if regime.noise is not None:
+                check_placement(options.placement, regime.noise_at(options, rate))
+        data = splits.load(options, problem.examples)
+        build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
+        network = problem.built(options, build)
+        problem.check(options, network, data)
+    except (ValueError, OSError) as error:
+        raise CompareError(str(error)) from error
+    return regimes, build, data, problem.identity(network)
+
+
+def report(folder, options, regimes, results, reported, console):
+    """Write summary, table and picture, and show the table.
+
+    Args:
+        folder: `pathlib.Path` of the comparison.
+        options: its options.
+        regimes: dictionary of name to `(regime, learning rate)`.
+        results: dictionary of name to list of `(record, history)`.
+        reported: what the accuracy was measured on.
+        console: where it is shown.
+
+    Returns:
+        The summary.
+    """
+    summary = table_of.summarize(regimes, results)
+    records.write_json(folder / "summary.json", summary)
+    header, rows = table_of.rows(summary, reported)
+    seeds = len(options.seed_list)
+    caption = (
+        f"{options.model} on {options.dataset}, {options.epochs} epochs, "
+        f"{seeds} seed{'s' * (seeds > 1)}"
+        f"{' (mean ± standard deviation)' if seeds > 1 else ''}. "
+        "rate: peak learning rate. train loss, train % and "
+        f"{reported} %: loss and accuracies in inference mode after training. "
+        "sec.: training without evaluation. step/LB: median time of an update against LB's, "
+        "of the updates with noise where there are any."
+    )
+    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.padding = (0, 1 if console.width > 90 else 0)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    lines = [header, ["---"] * len(header), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    records.write_text(folder / "table.md", f"{text}\n\n{caption}\n")
+    picture = folder / "compare.png"
+    picture_of.draw(
+        picture, {regimes[n][0].title: [h for _, h in r] for n, r in results.items()}, reported
+    )
+    console.print(f"Picture: {picture}   Table: {folder / 'table.md'}", soft_wrap=True)
+    return summary
+
+
+def compare(options, problem=None):
+    """Train every regime with every seed for equal epochs, and report what was measured.
+
+    What was finished before in the same folder is not trained again.
+
+    Args:
+        options: `noisylb.protocol.options.Options`, or an object with the same attributes.
+        problem: the `Problem` to train; `None` for that which the options name.
+
+    Returns:
+        Dictionary of regime name to the numbers of its row in the table.
+
+    Raises:
+        CompareError: if it cannot be run as asked; nothing was changed.
+        OSError: if the results cannot be written; what was finished is kept.
+
+    Example:
+    ```python
+    from noisylb.protocol.options import Options
+
+    compare(Options(regimes="lb,lb-diagonal", epochs=5, seeds="1"))
+    ```
+    """
+    console = Console()
+
+    def say(text):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    regimes, build, data, identity = prepare(options, problem)
+    folder = pathlib.Path(options.output)
+    records.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED)
+    reported = "validation" if options.validation_fraction else "test"
+    results = {name: [] for name in regimes}
+    began, number, total = time.perf_counter(), 0, len(regimes) * len(options.seed_list)
+    for seed in options.seed_list:
+        for name, (regime, rate) in regimes.items():
+            number += 1
+            batch = regime.batch_size(options)
+            say(f"[{number}/{total}] {regime.title}, seed {seed}: batch {batch}, rate {rate:g}")
+            record, history = runs.train(
+                folder / f"{name}-seed{seed}", build, regime, rate, options, seed, data, say
+            )
+            if record["diverged_epoch"] is not None:
+                say(f"{regime.title}, seed {seed}: diverged at epoch {record['diverged_epoch']}")
+            results[name].append((record, history))
+    say(f"{time.perf_counter() - began:.0f} s")
+    return report(folder, options, regimes, results, reported, console)

@@ -1,0 +1,220 @@
+"""Figure 1: the noise of one step in a regression of two parameters, over the loss' contours.
+
+ℓ_i(θ) = ½ (x_iᵀ θ − y_i)², so g_i = (x_iᵀ θ − y_i) x_i and everything but the dots is exact.
+"""
+
+import numpy as np
+
+from keras_noisylb.experiments.figures.style import claim, grid_of_axes
+from keras_noisylb.quadratic import noise_factor
+
+EXAMPLES, SMALL, SIGMA, STEP_SIZE = 512, 8, 0.1, 0.5
+CURVATURES, ANGLE, TARGET_NOISE, EXCESS_LOSS = (1.0, 0.1), np.pi / 6, 0.3, 0.5
+SHOWN, MEASURED = 8, 64  # points of one contour
+TITLES = {
+    "sgd": f"SGD, batch {SMALL}",
+    "isotropic": f"isotropic, σ = {SIGMA}",
+    "full": "full Fisher",
+    "diagonal": "diagonal Fisher",
+}
+
+
+def examples(seed, number=EXAMPLES):
+    """Inputs whose covariance has the axes of a turned ellipse, and their noisy targets.
+
+    Args:
+        seed: of the random numbers.
+        number: of examples.
+
+    Returns:
+        Tuple of arrays (number, 2) and (number,). The best parameters are about 0.
+    """
+    rng = np.random.default_rng(seed)
+    turn = np.array([[np.cos(ANGLE), -np.sin(ANGLE)], [np.sin(ANGLE), np.cos(ANGLE)]])
+    x = rng.normal(size=(number, 2)) * np.sqrt(CURVATURES) @ turn.T
+    return x, TARGET_NOISE * rng.normal(size=number)
+
+
+def contour(x, y, number):
+    """Points of equal loss around the minimum.
+
+    Args:
+        x: inputs.
+        y: targets.
+        number: of points.
+
+    Returns:
+        Array (number, 2) of points whose loss is `EXCESS_LOSS` above the least.
+    """
+    values, basis = np.linalg.eigh(x.T @ x / len(x))
+    phases = 2 * np.pi * np.arange(number) / number
+    circle = np.stack([np.cos(phases), np.sin(phases)], axis=1)
+    best = np.linalg.lstsq(x, y, rcond=None)[0]
+    return best + np.sqrt(2 * EXCESS_LOSS) * circle / np.sqrt(values) @ basis.T
+
+
+def covariances(x, y, theta, small=SMALL):
+    """The exact covariance of each noise at a point.
+
+    Args:
+        x: inputs.
+        y: targets.
+        theta: the point.
+        small: the small batch size; the large batch is all the examples.
+
+    Returns:
+        Tuple of the gradient of the loss and a dictionary of name to covariance (2, 2).
+    """
+    gradients = (x @ theta - y)[:, None] * x
+    fisher = gradients.T @ gradients / len(x)
+    scale = 1 / small - 1 / len(x)
+    factors = {name: noise_factor(scale * fisher, name) for name in ("full", "diagonal")}
+    return gradients.mean(axis=0), {
+        "sgd": scale * np.cov(gradients.T),  # of a batch drawn without replacement
+        "isotropic": SIGMA**2 * np.eye(2),
+        **{name: factor @ factor.T for name, factor in factors.items()},
+    }
+
+
+def alignment(gradient, covariance):
+    """How perpendicular to the contour a noise is.
+
+    Args:
+        gradient: of the loss: the normal of the contour.
+        covariance: of the noise.
+
+    Returns:
+        Tuple of the angle in degrees between the covariance's longest axis and the normal, and the
+        part of the total variance that lies along the normal.
+    """
+    normal = gradient / np.linalg.norm(gradient)
+    longest = np.linalg.eigh(covariance)[1][:, -1]
+    angle = np.degrees(np.arccos(min(1.0, abs(longest @ normal))))
+    return angle, normal @ covariance @ normal / np.trace(covariance)
+
+
+def compute(preset, folder, say):
+    """The numbers of the figure.
+
+    Args:
+        preset: `noisylb.protocol.figures.Preset`.
+        folder: not used: there is nothing to continue.
+        say: function that prints a line.
+
+    Returns:
+        Dictionary of plain data.
+    """
+    seeds = {}
+    for seed in preset.options.seed_list:
+        x, y = examples(seed)
+        found = {name: {"angle": [], "along_normal": [], "trace": []} for name in TITLES}
+        for theta in contour(x, y, MEASURED):
+            gradient, noises = covariances(x, y, theta)
+            for name, covariance in noises.items():
+                angle, part = alignment(gradient, covariance)
+                found[name]["angle"].append(float(angle))
+                found[name]["along_normal"].append(float(part))
+                found[name]["trace"].append(float(np.trace(covariance)))
+        seeds[str(seed)] = found
+        say(f"seed {seed}: median angle of full Fisher {np.median(found['full']['angle']):.1f}°")
+    return {
+        "seeds": seeds, "examples": EXAMPLES, "small_batch_size": SMALL, "step_size": STEP_SIZE,
+        "points": MEASURED, "excess_loss": EXCESS_LOSS,
+    }  # fmt: skip
+
+
+def verdict(numbers):
+    """What the paper claims, beside the numbers.
+
+    Args:
+        numbers: from `compute`.
+
+    Returns:
+        List of dictionaries.
+    """
+    pooled = {
+        name: {
+            key: np.concatenate([found[name][key] for found in numbers["seeds"].values()])
+            for key in ("angle", "along_normal", "trace")
+        }
+        for name in TITLES
+    }
+    angles = {n: np.percentile(p["angle"], (50, 90, 100)) for n, p in pooled.items()}
+    parts = {n: p["along_normal"].mean() for n, p in pooled.items()}
+    ratio = pooled["full"]["trace"] / pooled["sgd"]["trace"]
+    turned = np.abs(pooled["full"]["angle"] - pooled["sgd"]["angle"])
+
+    def shown(name):
+        return "median {:.0f}°, 90 % below {:.0f}°, largest {:.0f}°".format(*angles[name])
+
+    return [
+        claim(
+            "Full Fisher noise is perpendicular to the contours.",
+            pooled["full"]["angle"] < 15,
+            f"Angle between its longest axis and the contour's normal: {shown('full')} (within 15° "
+            f"at {np.mean(pooled['full']['angle'] < 15):.0%} of the points); for diagonal Fisher "
+            f"{shown('diagonal')}. Part of the variance along the normal: full "
+            f"{parts['full']:.2f}, SGD {parts['sgd']:.2f}, diagonal "
+            f"{parts['diagonal']:.2f}, isotropic {parts['isotropic']:.2f}.",
+        ),
+        claim(
+            "Full Fisher noise almost recovers SGD's.",
+            np.abs(np.log(ratio)).mean() < np.log(1.5),
+            f"Total variance {ratio.mean():.2f} times SGD's (from {ratio.min():.2f} to "
+            f"{ratio.max():.2f}; the Fisher is not centred), angles that differ by "
+            f"{np.median(turned):.1f}° in the median.",
+        ),
+    ]
+
+
+def draw(numbers):
+    """The figure of the first seed: one-step updates from points of one contour.
+
+    Args:
+        numbers: from `compute`.
+
+    Returns:
+        A matplotlib figure.
+    """
+    seed = int(next(iter(numbers["seeds"])))
+    x, y = examples(seed)
+    rng = np.random.default_rng(seed)
+    figure, axes = grid_of_axes(2, 2, 9, 7.4, sharex=True, sharey=True)
+    side = np.stack(np.meshgrid(np.linspace(-3.6, 3.6, 161), np.linspace(-3.6, 3.6, 161)), axis=-1)
+    losses = np.mean([0.5 * (side @ a - b) ** 2 for a, b in zip(x, y, strict=True)], axis=0)
+    levels = losses.min() + EXCESS_LOSS * np.array([0.04, 0.25, 0.5, 1, 2, 3, 4])
+    for panel, name in zip(axes.flat, TITLES, strict=True):
+        panel.contour(side[..., 0], side[..., 1], losses, levels, colors="0.75", linewidths=0.8)
+        angles = []
+        for theta in contour(x, y, SHOWN):
+            gradient, noises = covariances(x, y, theta)
+            if name == "sgd":
+                batches = rng.permuted(np.tile(np.arange(len(x)), (60, 1)), axis=1)[:, :SMALL]
+                residuals = x[batches] @ theta - y[batches]
+                steps = (residuals[..., None] * x[batches]).mean(axis=1)
+            else:
+                steps = gradient + rng.multivariate_normal(np.zeros(2), noises[name], size=60)
+            angles.append(alignment(gradient, noises[name])[0])
+            ends = theta - STEP_SIZE * steps
+            panel.plot(*ends.T, ".", color="#0072B2", markersize=3, alpha=0.6)
+            target = theta - STEP_SIZE * gradient
+            panel.annotate(
+                "", target, theta, arrowprops={"arrowstyle": "->", "color": "#D55E00", "lw": 2}
+            )
+            panel.plot(*theta, "o", color="black", markersize=4)
+        note = "" if name == "isotropic" else f": {np.median(angles):.0f}° to the normal (median)"
+        panel.set(title=TITLES[name] + note, aspect="equal", xlim=(-3.6, 3.6), ylim=(-3.2, 3.2))
+        panel.grid(False)
+    for panel in axes[-1]:
+        panel.set_xlabel("θ₁")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("θ₂")
+    figure.text(
+        0.5,
+        -0.02,
+        "Black: points of one contour. Orange: the step without noise. Blue: 60 steps with noise.",
+        ha="center",
+        fontsize=9,
+        color="0.3",
+    )
+    return figure

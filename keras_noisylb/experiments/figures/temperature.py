@@ -1,0 +1,114 @@
+"""Figure "temperature": accuracy against the temperature of the training, for every regime."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from keras_noisylb.experiments import records
+from keras_noisylb.experiments.figures.style import LOOKS, MARKERS, grid_of_axes
+from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import REGIMES
+from keras_noisylb.experiments.tables import temperatures
+from noisylb.protocol.recipe import Recipe
+
+__all__ = ["CompareError", "make"]
+
+ROW = "cifar10-small"
+
+
+def make(tables, output, command, say):
+    """Draw what `noisylb table small` has finished, as `temperature.png`, `.svg` and `.json`.
+
+    Args:
+        tables: the folder that the table was written to, its `--output`.
+        output: folder of the picture.
+        command: what it was asked for by, for the record.
+        say: function that prints a line.
+
+    Returns:
+        Dictionary of what the JSON holds.
+
+    Raises:
+        CompareError: if nothing is finished.
+        OSError: if the results cannot be written.
+    """
+    runs, found = [], []
+    for path in sorted((pathlib.Path(tables) / "small" / ROW).glob(f"*/{plan.RUN}")):
+        record = records.read_json(path, plan.KEYS, say)
+        if record is not None:
+            runs.append(plan.Run(Recipe.from_dict(record["config"]), path.parent))
+            found.append(record)
+    lines = temperatures.summarize(runs, found)
+    lines = [line for line in lines if line["temperature"] and line["test"] is not None]
+    if not lines:
+        raise CompareError(
+            f"--tables received {tables}, in which no run of small/{ROW} is finished. Train them "
+            "first: noisylb table small --data-dir DIR, or give the folder of another --output."
+        )
+    lines.sort(key=lambda line: (list(LOOKS).index(line["regime"]), line["temperature"]))
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = sorted({json.dumps(record["versions"], sort_keys=True) for record in found})
+    result = {
+        "figure": "temperature",
+        "command": command,
+        "versions": [json.loads(text) for text in versions],
+        "numbers": records.rounded(records.plain(lines)),
+    }
+    records.write_json(folder / "temperature.json", result, indent=None)
+    picture = draw(lines)
+    for kind in ("png", "svg"):
+        with records.replacing(folder / f"temperature.{kind}") as temporary:
+            picture.savefig(temporary, format=kind, dpi=110, bbox_inches="tight")
+    return result
+
+
+def draw(lines):
+    """Draw the accuracies of one row of `noisylb table small`.
+
+    Args:
+        lines: those of `temperatures.summarize` that have a temperature and an accuracy.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    figure, axes = grid_of_axes(1, 2, 11, 4.4, sharex=True)
+    parts = {"held_out": "held-out training images", "test": "test images"}
+    for panel, (part, title) in zip(axes.flat, parts.items(), strict=True):
+        for regime in dict.fromkeys(line["regime"] for line in lines):
+            points = [line for line in lines if line["regime"] == regime]
+            x = [1e3 * line["temperature"] for line in points]
+            y = [line[part] for line in points]
+            errors = [standard_error(line, part) for line in points]
+            colour, _ = LOOKS[regime]
+            panel.errorbar(
+                x, y, errors, color=colour, marker=MARKERS[regime], linestyle="none", capsize=3,
+                markersize=7, label=REGIMES[regime].title,
+            )  # fmt: skip
+            for line, across, up in zip(points, x, y, strict=True):
+                words = f"{line['rate']:g}"
+                if line["multiplier"] is not None:
+                    words += f", λ {line['multiplier']:g}"
+                panel.annotate(
+                    words, (across, up), xytext=(6, 4), textcoords="offset points", fontsize=7.5,
+                    color=colour,
+                )  # fmt: skip
+        panel.set(
+            xscale="log", xlabel="temperature at the peak rate, 10⁻³",
+            ylabel="accuracy (%)", title=f"Accuracy on {title}",
+        )  # fmt: skip
+    axes.flat[0].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def standard_error(line, part):
+    """The standard error of an accuracy; 0 where one seed does not tell.
+
+    Args:
+        line: of `temperatures.summarize`.
+        part: "held_out" or "test".
+    """
+    spread = line[f"{part}_std"]
+    return 0.0 if spread is None else spread / np.sqrt(line["seeds"])

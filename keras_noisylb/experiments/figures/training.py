@@ -1,0 +1,159 @@
+"""The trained networks behind Figures 2, 3 and 5; all of them are resumed where they stopped."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_noisylb.experiments import runs, splits
+from keras_noisylb.experiments.problem import builder
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import REGIMES, Regime, choose
+from keras_noisylb.noise import DiagonalFisher
+
+CHECKED = 1000  # test images that are looked at after every epoch of a few updates
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def published_regime(name, options):
+    """A regime and its learning rate.
+
+    Args:
+        name: one of `REGIMES`, or "lb-diagonal-a5", whose formula for convolutions is the paper's.
+        options: of the run.
+
+    Returns:
+        Tuple `(regime, learning rate)`.
+    """
+    if name == "lb-diagonal-a5":
+        regime = Regime(
+            "LB + diagonal, formula A.5",
+            "large",
+            lambda o: DiagonalFisher(
+                o.small_batch_size, conv="uncorrelated", multiplier=o.multiplier
+            ),
+        )
+        return regime, published_regime("lb-diagonal", options)[1]
+    return choose(dataclasses.replace(options, regimes=name))[name]
+
+
+def title(name):
+    """The name of a regime in legends.
+
+    Args:
+        name: one of `REGIMES`, or "lb-diagonal-a5".
+    """
+    return "LB + diagonal, A.5" if name == "lb-diagonal-a5" else REGIMES[name].title
+
+
+def load(preset):
+    """The data of a preset, reduced to its resolution.
+
+    Args:
+        preset: `noisylb.protocol.figures.Preset`.
+
+    Returns:
+        A `Split`.
+
+    Raises:
+        CompareError: if they cannot be had.
+    """
+    try:
+        split, k = splits.load(preset.options), preset.pool
+    except (ValueError, OSError) as error:
+        raise CompareError(str(error)) from error
+    return dataclasses.replace(
+        split, x_train=splits.pooled(split.x_train, k), x_test=splits.pooled(split.x_test, k)
+    )
+
+
+def trained(folder, name, options, seed, split, say):
+    """Train one regime with one seed, or find that this was done.
+
+    Args:
+        folder: `pathlib.Path` of the figure.
+        name: of the regime.
+        options: of the run.
+        seed: of weights, data and noise.
+        split: the data.
+        say: function that prints a line.
+
+    Returns:
+        Tuple of the folder of the run, its record and its history.
+    """
+    regime, rate = published_regime(name, options)
+    build = builder(options, split.num_classes, split.x_test.shape[1:])
+    run = folder / f"{name}-seed{seed}"
+    say(f"{regime.title}, seed {seed}: batch {regime.batch_size(options)}, rate {rate:g}")
+    record, history = runs.train(run, build, regime, rate, options, seed, split, say)
+    return run, record, history
+
+
+class Stream(splits.Batches):
+    """Batches in epochs of equally many updates: an epoch begins where the last one ended.
+
+    The order of the examples is shuffled anew for every pass over all of them.
+
+    Args:
+        x: images.
+        y: labels.
+        batch_size: number of examples of an update.
+        every: updates of an epoch.
+        seed: of the order.
+        augment: whether images are cropped and flipped.
+    """
+
+    def __init__(self, x, y, batch_size, every, seed, augment):
+        self.images, self.labels, self.size = x, y, every * batch_size
+        super().__init__(x, y, batch_size, seed, augment=augment)
+
+    def start(self, epoch):
+        self.epoch = epoch
+        passes, places = divmod(np.arange(self.size) + epoch * self.size, len(self.images))
+        chosen = np.empty(self.size, int)
+        for number in np.unique(passes):
+            order = np.random.default_rng((self.seed, number)).permutation(len(self.images))
+            chosen[passes == number] = order[places[passes == number]]
+        self.x, self.y, self.order = self.images[chosen], self.labels[chosen], np.arange(self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualUpdates(splits.Split):
+    """A `Split` whose epochs are `every` updates, so that regimes are compared per update.
+
+    Args:
+        whole: the `Split` with all the data.
+        every: updates of an epoch.
+    """
+
+    whole: splits.Split = None
+    every: int = 1
+
+    @classmethod
+    def of(cls, whole, batch_size, every):
+        """The view of a split for one batch size.
+
+        Args:
+            whole: the `Split`.
+            batch_size: number of examples of an update.
+            every: updates of an epoch.
+        """
+        # Its length is what the learning rate's schedule counts updates by.
+        rows = np.arange(every * batch_size) % len(whole.x_train)
+        if len(rows) <= len(whole.x_train):
+            rows = slice(0, len(rows))
+        return cls(
+            whole.x_train[rows], whole.y_train[rows], whole.x_test[:CHECKED],
+            whole.y_test[:CHECKED], whole.num_classes, whole=whole, every=every,
+        )  # fmt: skip
+
+    def batches(self, batch_size, seed, augment):
+        """The training batches.
+
+        Args:
+            batch_size: number of examples.
+            seed: of the order and the augmentation.
+            augment: whether images are cropped and flipped.
+        """
+        whole = self.whole
+        return Stream(whole.x_train, whole.y_train, batch_size, self.every, seed, augment)

@@ -1,0 +1,173 @@
+"""A process of the queue: it does one job, gives its memory back, and ends with its parent.
+
+`python -m keras_noisylb.experiments.queue.worker train FOLDER SETTINGS`; `search`, `data` and
+`time` likewise.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import threading
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_noisylb import data as data_sets
+from keras_noisylb.experiments import records, runs, splits
+from keras_noisylb.experiments.problem import builder
+from keras_noisylb.experiments.queue.plan import RUN
+from keras_noisylb.experiments.regimes import choose
+from keras_noisylb.experiments.runs import HISTORY
+from noisylb.protocol.recipe import Recipe
+
+TIMED_STEPS = 3
+
+
+def device():
+    """The name of what the training runs on."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU {platform.machine()}, {os.cpu_count()} cores"
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return ", ".join(found.get("device_name", "GPU") for found in details)
+
+
+def train(folder, settings):
+    """Train the recipe of a folder's `config.json`, or continue it, and write its one record.
+
+    Args:
+        folder: of the run, made by `records.open_folder`.
+        settings: arguments of `Recipe.options`, as JSON.
+
+    Raises:
+        ValueError: if the recipe cannot be trained.
+        OSError: if the data cannot be read or the results not be written.
+    """
+    began = time.perf_counter()
+    folder = pathlib.Path(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    recipe = Recipe.from_dict(config["options"])
+    (seed,) = recipe.seeds
+    options = recipe.options(seed, **json.loads(settings))
+    regime, rate = choose(options)[recipe.regime]
+    split = splits.load(options)
+    build = builder(options, split.num_classes, split.x_train.shape[1:])
+    earlier = records.read_json(folder / "history.json", HISTORY, print) or HISTORY
+    metrics, history = runs.train(folder, build, regime, rate, options, seed, split, print)
+    record = {
+        "config": config["options"],
+        "versions": records.versions(),
+        "seed": seed,
+        "device": device(),
+        "num_microbatches": options.num_microbatches,
+        "metrics": metrics,
+        # This process, and the epochs that earlier ones had finished.
+        "wall_seconds": time.perf_counter() - began + sum(e["seconds"] for e in earlier["epochs"]),
+        "history": records.rounded(history),
+    }
+    records.write_json(folder / RUN, record, indent=None)
+    for name in ("record.json", "history.json"):  # which it holds
+        (folder / name).unlink()
+
+
+def search(folder, settings, max_trials):
+    """Search around the recipe of a folder's `config.json`, or go on, and write the one record.
+
+    Args:
+        folder: of the search, made by `records.open_folder`.
+        settings: arguments of `Recipe.options`, as JSON.
+        max_trials: number of trials, as a string.
+
+    Raises:
+        ValueError: if the recipe cannot be trained.
+        OSError: if the data cannot be read or the results not be written.
+    """
+    from keras_noisylb.experiments.tune import search as searching  # KerasTuner is an extra
+
+    folder, settings = pathlib.Path(folder), json.loads(settings)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]
+    parts = config.pop("parts")
+    recipe = Recipe.from_dict(config)
+    found = searching.run(folder, recipe, parts, int(max_trials), settings)
+    record = {
+        "config": {**config, "parts": parts},
+        "versions": records.versions(),
+        "device": device(),
+        "num_microbatches": settings.get("num_microbatches"),
+        "max_trials": int(max_trials),
+        "trials": [records.rounded(dataclasses.asdict(trial)) for trial in found],
+    }
+    records.write_json(folder / searching.RECORD, record)
+
+
+def data(settings, *names):
+    """Load data sets, so that one that is missing is known before anything is trained.
+
+    Args:
+        settings: arguments of `Recipe.options`, as JSON.
+        *names: of the data sets.
+    """
+    for name in names:
+        data_sets.load(name, data_dir=json.loads(settings).get("data_dir"))
+
+
+def measure(text):
+    """Print the seconds of an update for two batch sizes, as a JSON object.
+
+    Args:
+        text: a `Recipe`, as JSON.
+    """
+    recipe = Recipe.from_dict(json.loads(text))
+    options = recipe.options(0)
+    regime, rate = choose(options)[recipe.regime]
+    found = data_sets.info(recipe.dataset)
+    shape = splits.image_shape(options)
+    network = builder(options, found.num_classes, shape)()
+    model, _ = runs.compiled(network, regime, rate, options, recipe.large_batch_size, 0)
+    seconds = {}
+    for size in (recipe.small_batch_size, 4 * recipe.small_batch_size):
+        x = np.random.default_rng(0).normal(size=(size, *shape)).astype("float32")
+        y = np.arange(size) % found.num_classes
+        model.train_on_batch(x, y)  # builds the graph
+        steps = []
+        for _ in range(TIMED_STEPS):
+            began = time.perf_counter()
+            model.train_on_batch(x, y)
+            steps.append(time.perf_counter() - began)
+        seconds[size] = statistics.median(steps)
+    print(json.dumps({"seconds": seconds, "device": device()}))
+
+
+def end_with_parent():
+    """End this process when its parent ends, however that ends: the pipe from it breaks then.
+
+    A process that was left behind would write into the folder of the run that continues it.
+    """
+
+    def wait():
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main():
+    """Do the job that the command line names; its last line says why it could not be done."""
+    end_with_parent()
+    job, *arguments = sys.argv[1:]
+    try:
+        {"train": train, "search": search, "data": data, "time": measure}[job](*arguments)
+    except (records.CompareError, ValueError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    keras.utils.disable_interactive_logging()
+    main()

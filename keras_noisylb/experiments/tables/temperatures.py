@@ -1,0 +1,183 @@
+"""The table of `noisylb table small`: accuracy, temperature, and what the noise adds to LB."""
+
+import csv
+import io
+
+import numpy as np
+from scipy import stats
+
+from keras_noisylb.experiments.regimes import REGIMES
+from keras_noisylb.experiments.tables.accuracy import welch
+from keras_noisylb.schedules import noise_temperature
+
+FIELDS = (
+    "row", "regime", "rate", "multiplier", "noise_part", "weight_decay", "temperature", "seeds",
+    "diverged", "train", "held_out", "held_out_std", "test", "test_std", "gain", "gain_se",
+    "paired_p", "welch_p",
+)  # fmt: skip
+
+
+def temperature(recipe):
+    """The temperature of a recipe at its peak rate; of BatchChange, that of its small batches.
+
+    Args:
+        recipe: a `Recipe` of SGD.
+
+    Returns:
+        A float, or `None` for AdamW, whose rate has another meaning.
+    """
+    if recipe.optimizer != "sgd":
+        return None
+    small, large = recipe.small_batch_size, recipe.large_batch_size
+    if REGIMES[recipe.regime].batch == "change":
+        return noise_temperature(recipe.small_learning_rate, small, momentum=recipe.momentum)
+    if REGIMES[recipe.regime].batch == "small":
+        return noise_temperature(recipe.learning_rate, small, momentum=recipe.momentum)
+    return noise_temperature(
+        recipe.learning_rate,
+        large,
+        small_batch_size=small,
+        multiplier=recipe.multiplier or 0.0,
+        momentum=recipe.momentum,
+    )
+
+
+def summarize(runs, records):
+    """One line for each recipe.
+
+    The gain is the difference of the test accuracy to that of LB with the same rate and decay,
+    averaged over the seeds that both have: the same initial weights and order of the images.
+
+    Args:
+        runs: list of `Run`.
+        records: list of their records, `None` for those that are not finished.
+
+    Returns:
+        List of dictionaries with the keys `FIELDS`; accuracies in percent. What there is too little
+        for is `None`.
+    """
+    found = {}  # of recipe name to the recipe and dictionaries of seed to metrics
+    for run, record in zip(runs, records, strict=True):
+        recipe, metrics = found.setdefault(run.recipe.name, (run.recipe, {}))
+        if record is not None:
+            metrics[record["seed"]] = record["metrics"]
+    plain = {
+        (recipe.row, recipe.learning_rate, recipe.weight_decay): metrics
+        for recipe, metrics in found.values()
+        if recipe.regime == "lb"
+    }
+    lines = []
+    for recipe, metrics in found.values():
+        base = plain.get((recipe.row, recipe.learning_rate, recipe.weight_decay), {})
+        lines.append(line(recipe, metrics, {} if recipe.regime in {"sb", "lb"} else base))
+    return lines
+
+
+def line(recipe, metrics, base):
+    """The numbers of one recipe.
+
+    Args:
+        recipe: a `Recipe`.
+        metrics: dictionary of seed to metrics.
+        base: the same of LB with the same rate and decay; empty if there is none.
+
+    Returns:
+        Dictionary with the keys `FIELDS`.
+    """
+
+    def percent(found, key):
+        ended = {s: m for s, m in found.items() if m["diverged_epoch"] is None}
+        return {s: 100 * m[key] for s, m in ended.items() if m.get(key) is not None}
+
+    def mean(values):
+        return float(np.mean(values)) if len(values) else None
+
+    def spread(values):
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    train, held_out, test = (
+        list(percent(metrics, f"{part}_accuracy").values())
+        for part in ("train", "held_out", "test")
+    )
+    ours, others = percent(metrics, "test_accuracy"), percent(base, "test_accuracy")
+    gains = [ours[seed] - others[seed] for seed in ours if seed in others]
+    several = len(gains) > 1 and np.std(gains) > 0
+    paired = stats.ttest_1samp(gains, 0.0, alternative="greater").pvalue if several else None
+    test_of_means = welch(list(ours.values()), list(others.values()))
+    values = (
+        recipe.row, recipe.regime, recipe.learning_rate, recipe.multiplier,
+        (recipe.noise_epochs or recipe.small_epochs or 0) / recipe.epochs or None,
+        recipe.weight_decay, temperature(recipe), len(test), len(metrics) - len(test), mean(train),
+        mean(held_out), spread(held_out), mean(test), spread(test), mean(gains),
+        float(stats.sem(gains)) if len(gains) > 1 else None,
+        None if paired is None else float(paired), test_of_means and test_of_means[2],
+    )  # fmt: skip
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def to_csv(lines):
+    """The numbers as CSV, all digits kept.
+
+    Args:
+        lines: of `summarize`.
+
+    Returns:
+        A string.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def cells(lines):
+    """The numbers as they are shown.
+
+    Args:
+        lines: of `summarize`.
+
+    Returns:
+        Tuple of the header and a list of rows, of strings.
+    """
+
+    def show(value, form):
+        return "–" if value is None else format(value, form)
+
+    def with_spread(line, key):
+        spread = line[f"{key}_std"]
+        return show(line[key], ".2f") + (f" ± {spread:.2f}" if spread is not None else "")
+
+    header = (
+        "row", "regime", "rate", "λ", "part", "decay", "T, 10⁻³", "seeds", "train %", "held-out %",
+        "test %", "over LB", "p",
+    )  # fmt: skip
+    rows = []
+    for line in lines:
+        temperature = line["temperature"]
+        gain = show(line["gain"], "+.2f")
+        if line["gain_se"] is not None:
+            gain += f" ± {line['gain_se']:.2f}"
+        seeds = str(line["seeds"])
+        if line["diverged"]:
+            seeds += f" ({line['diverged']} diverged)"
+        rows.append((
+            line["row"], REGIMES[line["regime"]].title, f"{line['rate']:g}",
+            show(line["multiplier"], "g"), show(line["noise_part"], "g"),
+            f"{line['weight_decay']:g}",
+            show(None if temperature is None else 1e3 * temperature, ".3g"), seeds,
+            show(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
+            gain, show(line["paired_p"], ".2g"),
+        ))  # fmt: skip
+    return header, rows
+
+
+def caption():
+    """What the table shows, in words."""
+    return (
+        "rate: peak learning rate. λ: multiplier of the noise. part: of the training with noise, "
+        "or with small batches. T: temperature at the peak rate. held-out %, test %: accuracy "
+        "after the last epoch, mean ± standard deviation over seeds; choices are made by the "
+        "first. over LB: test accuracy minus that of LB at the same rate, decay and seed, mean ± "
+        "standard error. p: of the one-sided paired t-test."
+    )

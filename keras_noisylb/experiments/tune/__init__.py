@@ -1,0 +1,1 @@
+"""What a recipe leaves open, searched on held-out data."""

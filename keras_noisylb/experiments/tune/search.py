@@ -1,0 +1,245 @@
+"""What a recipe leaves open, searched by KerasTuner on a held-out part of the training set."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from dataclasses import dataclass
+
+import keras
+import keras_tuner
+
+from keras_noisylb import data as data_sets
+from keras_noisylb.experiments import splits
+from keras_noisylb.experiments.problem import builder
+from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import REGIMES
+from keras_noisylb.experiments.tune import rates
+from keras_noisylb.training.model import NoisyModel
+from keras_noisylb.tuning import NoisyHyperModel, results
+from keras_noisylb.tuning.space import value_of
+
+RECORD = "search.json"
+KEYS = ("config", "versions", "device", "max_trials", "trials")
+PARTS = (
+    "learning_rate", "warmup_fraction", "momentum", "noise_fraction", "multiplier",
+    "small_batch_size", "sigma",
+)  # fmt: skip
+OF_TRAINING = PARTS[:4]  # the others are arguments of the noise
+
+
+def choices(recipe):
+    """What each part of a recipe is searched in; the recipe's own value comes first.
+
+    Args:
+        recipe: a `Recipe`.
+
+    Returns:
+        Dictionary of the parts that it has to tuples; of the learning rate, the range is given.
+    """
+    own = recipe.options(0)
+    rate, size = recipe.learning_rate, recipe.small_batch_size
+    found = {
+        "learning_rate": (rate / 4, 4 * rate),
+        "warmup_fraction": (own.warmup_fraction, 0.0, 0.2),
+        "momentum": (recipe.momentum, 0.0),
+    }
+    if recipe.noise_epochs:
+        found["noise_fraction"] = (own.noise_fraction, 0.5, 1.0)
+    if recipe.multiplier:
+        sizes = (size, size // 4, 4 * size)
+        found["multiplier"] = tuple(recipe.multiplier * factor for factor in (1.0, 0.3, 0.1))
+        found["small_batch_size"] = tuple(s for s in sizes if 0 < s < recipe.large_batch_size)
+    if recipe.sigma:
+        found["sigma"] = tuple(recipe.sigma * factor for factor in (1.0, 0.3, 3.0))
+    return {name: tuple(dict.fromkeys(values)) for name, values in found.items()}
+
+
+def hypermodel(recipe, parts, settings):
+    """The search space around a recipe.
+
+    Args:
+        recipe: a `Recipe`, at the size of the preset.
+        parts: names of the parts that are searched; the others keep the recipe's value.
+        settings: dictionary of the arguments of `Recipe.options`.
+
+    Returns:
+        A `NoisyHyperModel`.
+    """
+    options, regime = recipe.options(recipe.seeds[0], **settings), REGIMES[recipe.regime]
+    found = data_sets.info(recipe.dataset)
+    build = builder(options, found.num_classes, splits.image_shape(options))
+    large = regime.batch == "large"
+    space = {n: v if n in parts else v[0] for n, v in choices(recipe).items()}
+    if "learning_rate" in parts:
+        low, high = space["learning_rate"]
+        space["learning_rate"] = lambda hp: hp.Float("learning_rate", low, high, sampling="log")
+    else:
+        space["learning_rate"] = recipe.learning_rate
+
+    def noise(hp):
+        own = {n: value_of(n, part, hp) for n, part in space.items() if n not in OF_TRAINING}
+        return regime.noise(dataclasses.replace(options, **own))
+
+    chunked = large and options.num_microbatches
+    return NoisyHyperModel(
+        lambda hp: NoisyModel(build(), options.num_microbatches) if chunked else build(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        seeds=recipe.seeds,
+        noise={recipe.regime: noise} if regime.noise else "none",
+        large_batch_size=recipe.large_batch_size if large else recipe.small_batch_size,
+        decay_factor=recipe.decay_factor,
+        **{name: part for name, part in space.items() if name in OF_TRAINING},
+    )
+
+
+def run(folder, recipe, parts, max_trials, settings):
+    """Search at random, or continue a search.
+
+    Args:
+        folder: `pathlib.Path` of the search.
+        recipe: a `Recipe`, at the size of the preset.
+        parts: names of the parts that are searched.
+        max_trials: number of trials, those of earlier calls included.
+        settings: dictionary of the arguments of `Recipe.options`.
+
+    Returns:
+        List of `TrialResult`, best first.
+
+    Raises:
+        ValueError: if the recipe cannot be trained.
+        OSError: if the data cannot be read or the results not be written.
+    """
+    split = splits.load(recipe.options(recipe.seeds[0], **settings))
+    tuner = keras_tuner.RandomSearch(
+        hypermodel(recipe, parts, settings),
+        objective="val_accuracy",
+        max_trials=max_trials,
+        seed=1,  # KerasTuner takes 0 for none
+        directory=folder.parent,
+        project_name=folder.name,
+        max_consecutive_failed_trials=max_trials + 1,  # a rate that diverges is an answer
+    )
+    train = {"x": split.x_train, "y": split.y_train}
+    if recipe.augment:
+
+        def batches(size):
+            return data_sets.batches(split.x_train, split.y_train, size, augment=True)
+
+        train = {"x": batches, "shuffle": False}
+    tuner.search(
+        **train,
+        epochs=recipe.epochs,
+        validation_data=(split.x_test, split.y_test),
+        validation_batch_size=1000,
+        verbose=0,
+    )
+    for path in folder.glob("trial_*/checkpoint*"):
+        path.unlink()
+    return results(tuner)
+
+
+@dataclass(frozen=True)
+class Search(plan.Run):
+    """A search around a recipe, in a folder of its own.
+
+    Args:
+        recipe: a `Recipe` with the seeds of every trial, at the size of the preset.
+        folder: `pathlib.Path`.
+        parts: names of the parts that are searched.
+        max_trials: number of trials.
+    """
+
+    parts: tuple
+    max_trials: int
+    job = "search"
+    unit = "trials"
+
+    @property
+    def title(self):
+        return f"{self.recipe.name}, search"
+
+    @property
+    def arguments(self):
+        return (str(self.max_trials),)
+
+    @property
+    def trainings(self):
+        return self.max_trials * len(self.recipe.seeds)
+
+    @property
+    def length(self):
+        return self.max_trials
+
+    @property
+    def config(self):
+        return {**self.recipe.to_dict(), "parts": list(self.parts)}
+
+    def finished(self):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            return found["max_trials"] >= self.max_trials
+        return False
+
+    def done(self):
+        with contextlib.suppress(OSError, ValueError):  # the tuner may just be writing it
+            return len(json.loads((self.folder / "oracle.json").read_text())["end_order"])
+        return 0
+
+    def record(self, say):
+        found = self.own(RECORD, KEYS, say)
+        # Of fewer trials it is not damaged: the search goes on.
+        return found if found and found["max_trials"] >= self.max_trials else None
+
+    def outcome(self, record):
+        scores = [trial["score"] for trial in record["trials"] if trial["score"] is not None]
+        if not scores:
+            return f"no trial could be scored: {record['trials'][0]['reason']}"
+        return f"best {100 * scores[0]:.2f} % of {len(scores)} trials"
+
+
+def searches(table, preset, output, rows, regimes, seeds, parts, max_trials):
+    """The searches of a tuning, one for every cell of a table.
+
+    Args:
+        table: "2" or "3".
+        preset: a `Preset`.
+        output: folder of all results.
+        rows: names of its rows, separated by commas; `None` for all.
+        regimes: names of its regimes, likewise.
+        seeds: number of seeds of each trial.
+        parts: names of the parts that are searched, likewise.
+        max_trials: number of trials of each.
+
+    Returns:
+        List of `Search`.
+
+    Raises:
+        CompareError: if there is no such table, row, regime or part, no trial, or a cell that has
+            nothing to search.
+    """
+    if max_trials < 1:
+        raise CompareError(f"--trials received {max_trials}, expected 1 or more. Change --trials.")
+    named = plan.chosen("--parts", parts, PARTS)
+    found = []
+    for recipe in plan.cells(table, preset, rows, regimes):
+        if REGIMES[recipe.regime].batch == "change":
+            raise CompareError(
+                f"--regimes received {recipe.regime}, whose batch size changes within a training: "
+                "that is no space of NoisyHyperModel. Leave it out, or --trials."
+            )
+        wanted = tuple(name for name in named if name in choices(recipe))
+        if not wanted:
+            raise CompareError(
+                f"--parts received {parts!r}, of which {recipe.name} has none, expected some of "
+                f"{', '.join(choices(recipe))}. Change --parts or --regimes."
+            )
+        recipe = dataclasses.replace(
+            rates.tried(recipe, recipe.learning_rate),
+            seeds=tuple(plan.seed_range(seeds)),
+            sources=(),
+        )
+        folder = pathlib.Path(output) / preset.name / recipe.row / f"{recipe.regime}-search"
+        found.append(Search(recipe, folder, wanted, max_trials))
+    return found

@@ -1,0 +1,6 @@
+"""Layers: ghost batch normalisation, and its use in models that have batch normalisation."""
+
+from keras_noisylb.layers.ghost_batch_norm import GhostBatchNormalization
+from keras_noisylb.layers.replace import replace_batch_norm
+
+__all__ = ["GhostBatchNormalization", "replace_batch_norm"]

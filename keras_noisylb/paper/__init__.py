@@ -1,1 +1,0 @@
-"""The paper's experiments: regimes, runs, tables and pictures."""

@@ -1,0 +1,1 @@
+"""What the noise of a model will cost, before anything is trained."""

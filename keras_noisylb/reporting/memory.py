@@ -1,0 +1,103 @@
+"""How much memory a step takes, read off its graph before it runs."""
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.loss import Objective
+from keras_noisylb.gradients.microbatches import cut
+from keras_noisylb.gradients.slices import CHUNK_BYTES
+from keras_noisylb.training.randomness import Draws
+
+# Processes took 1.4 to 2.7 times what their operations need in turn: operations that run side by
+# side, work spaces and copies of the CPU's convolutions, and holes in the heap.
+ALLOWANCE = 3
+SAME_MEMORY = {"Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "StopGradient"}
+
+
+def fewest_chunks(bytes_of, limit, batch_size, ghosts):
+    """The smallest power of two of chunks that keeps a step within a limit.
+
+    Args:
+        bytes_of: function from the examples of a chunk to the bytes that it takes.
+        limit: bytes.
+        batch_size: examples of the batch.
+        ghosts: the layers' ghost batch sizes.
+
+    Returns:
+        Tuple `(number, bytes)`; the number is `None`, and the bytes those of the smallest chunk,
+        where no number is enough.
+    """
+    most = cut(batch_size, batch_size, ghosts).number
+    numbers = [2**k for k in range(most.bit_length())]
+    low, high, found = 0, len(numbers), {}
+    while low < high:
+        middle = (low + high) // 2
+        found[middle] = bytes_of(cut(batch_size, numbers[middle], ghosts).largest)
+        low, high = (low, middle) if found[middle] <= limit else (middle + 1, high)
+    if low == len(numbers):
+        return None, found[low - 1]
+    return numbers[low], found[low]
+
+
+def chunk_bytes(model, statistic, specs, num_rows, true_labels=False):
+    """`ALLOWANCE` times the bytes that a chunk's tensors hold at once, its operations run in turn.
+
+    Args:
+        model: a built Keras model.
+        statistic: the `Statistic` that is computed beside the gradient.
+        specs: nested `tf.TensorSpec`s of the inputs.
+        num_rows: examples in the chunk.
+        true_labels: whether the Fisher's labels are drawn from the model.
+
+    Returns:
+        Number of bytes.
+    """
+
+    def total_loss(x, y, y_pred, sample_weight):
+        return tf.add_n([tf.reduce_mean(tf.square(p)) for p in keras.tree.flatten(y_pred)])
+
+    objective = Objective(
+        model, total_loss, labels=(lambda y, y_pred, draws: y) if true_labels else None
+    )
+
+    def compute(x):
+        batch = Batch(x, tf.zeros((num_rows, 1)), single=False)
+        recorded, gradients, sums = statistic.measure(objective, batch, Draws(tf.zeros(2, "int32")))
+        return recorded.with_extra(gradients), sums
+
+    specs = keras.tree.map_structure(
+        lambda spec: tf.TensorSpec((num_rows, *spec.shape[1:]), spec.dtype), specs
+    )
+    graph = tf.function(compute, autograph=False).get_concrete_function(specs).graph
+    return ALLOWANCE * _peak(graph)
+
+
+def _peak(graph):
+    """The most bytes alive at once when the operations run in the order of their creation."""
+    operations = graph.get_operations()
+    owner, last = {}, {}
+    for time, operation in enumerate(operations):
+        for tensor in operation.outputs:
+            shared = operation.type in SAME_MEMORY and operation.inputs
+            owner[tensor.ref()] = owner[operation.inputs[0].ref()] if shared else tensor.ref()
+            last[owner[tensor.ref()]] = time
+        for tensor in operation.inputs:
+            last[owner[tensor.ref()]] = time
+    for tensor in graph.outputs:
+        last[owner[tensor.ref()]] = len(operations)
+    freed = {}
+    for reference, time in last.items():
+        freed.setdefault(time, []).append(_bytes(reference.deref()))
+    alive = most = 0
+    for time, operation in enumerate(operations):
+        alive += sum(_bytes(t) for t in operation.outputs if owner[t.ref()] == t.ref())
+        inside = 3 * CHUNK_BYTES if "While" in operation.type else 0
+        most = max(most, alive + inside)
+        alive -= sum(freed.get(time, ()))
+    return most
+
+
+def _bytes(tensor):
+    elements = tensor.shape.num_elements() if tensor.shape.rank is not None else None
+    return (elements or 0) * max(tensor.dtype.size, 1)

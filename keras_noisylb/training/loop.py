@@ -1,0 +1,79 @@
+"""Gradients with noise for training loops of one's own."""
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients import objective
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.labels import labels_for
+from keras_noisylb.noise import Noise
+from keras_noisylb.training.randomness import Draws
+from keras_noisylb.training.step import Parts, Step
+from keras_noisylb.types import AddLossReduction, Loss, Nested, Tensor
+
+
+def noisy_gradients(
+    model: keras.Model,
+    loss: Loss,
+    x: Nested,
+    y: Nested,
+    noise: Noise,
+    seed: int | Tensor,
+    *,
+    sample_weight: Nested = None,
+    num_microbatches: int = 1,
+    add_loss_reduction: AddLossReduction | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of a large batch and one sample of its noise, for custom training loops.
+
+    The model runs in training mode, and its moving statistics are updated.
+
+    Args:
+        model: a Keras model.
+        loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
+        x: inputs, M_L examples first.
+        y: targets.
+        noise: the noise, for example `DiagonalFisher(small_batch_size=128)`.
+        seed: integer, or scalar integer tensor such as `optimizer.iterations`: the same seed gives
+            the same noise, so take another one at every step.
+        sample_weight: weights of the examples, or `None`.
+        num_microbatches: number of chunks in which the batch is computed, one after the other.
+        add_loss_reduction: what the terms that layers add by `add_loss` do with the examples of a
+            batch, `"mean"` (also for terms that do not depend on them) or `"sum"`. It must be said
+            where such terms meet chunks: `num_microbatches` above 1, or `estimator="split"`.
+            Regularisers, also of activities, need nothing.
+
+    Returns:
+        Tuple `(gradients, noise)` of lists aligned with `model.trainable_variables`, `None` where a
+        variable has no gradient. The update descends along their sum.
+
+    Raises:
+        ValueError: if the noise cannot be computed for the model, or `add_loss_reduction` is wrong
+            or missing.
+
+    Example:
+    ```python
+    gradients, noise = noisy_gradients(
+        model, loss, x, y, noise=DiagonalFisher(64), seed=optimizer.iterations
+    )
+    optimizer.apply(
+        [g + n for g, n in zip(gradients, noise)], model.trainable_variables
+    )
+    ```
+    """
+    x, y, sample_weight = keras.tree.map_structure(
+        lambda a: None if a is None else keras.ops.convert_to_tensor(a), (x, y, sample_weight)
+    )
+    if not model.built:
+        model(x)
+    labels = labels_for(noise, model, loss)
+    target = objective(model, loss, labels, add_loss_reduction=add_loss_reduction)
+    draws = Draws(tf.stack([tf.cast(seed, "int32"), 0]))
+    batch = Batch(x, y, sample_weight)
+    step = Step(
+        target, batch, noise, Parts(), draws, draws, num_chunks=num_microbatches, separate=True
+    )
+    outcome = step.run(tf.constant(True), tf.constant(True))
+    for variable, value in outcome.state:
+        variable.assign(value)
+    return outcome.gradients, outcome.noise

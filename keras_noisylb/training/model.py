@@ -1,0 +1,349 @@
+"""Training with noise by `fit`."""
+
+import dataclasses
+import warnings
+from typing import Any, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.kronecker import stored_like
+from keras_noisylb.gradients.labels import labels_for
+from keras_noisylb.gradients.loss import Objective, call_model, check_add_loss_reduction
+from keras_noisylb.gradients.stored import StoredStatistic
+from keras_noisylb.noise.base import positive_integer
+from keras_noisylb.optimizer import find, find_noisy
+from keras_noisylb.training.batch_check import BatchSizeCheck, LargestBatch
+from keras_noisylb.training.parameter_noise import ParameterNoise
+from keras_noisylb.training.randomness import Draws, seed_states
+from keras_noisylb.training.step import Parts, Step
+from keras_noisylb.training.strategies import check_strategy, on_any_device
+from keras_noisylb.types import AddLossReduction, Nested, Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_noisylb")
+class NoisyModel(keras.Model):
+    """Wraps a Keras model so that `fit` adds the noise of a `NoisyOptimizer` to its gradients.
+
+    Everything else is as in `keras.Model`: any loss, metric, callback and form of data. With
+    another optimizer, which a warning says once, or once the noise has ended, it trains as the
+    plain model does.
+
+    Args:
+        model: the `keras.Model` to train. Its weights are shared, not copied. It must train and
+            evaluate as Keras does: its own `train_step` or `compute_loss` would not be run.
+        num_microbatches: number of chunks in which each batch is computed, one after the other, so
+            that a large batch needs the memory of one chunk. Ghost batches are kept whole, and the
+            gradient is that of the whole batch for every loss that is a sum over examples. `None`
+            computes the batch at once.
+        add_loss_reduction: what the terms that layers add by `add_loss` do with the examples of a
+            batch, `"mean"` (also for terms that do not depend on them) or `"sum"`. It must be said
+            where such terms meet chunks: `num_microbatches`, `estimator="split"` or
+            a `GradientNoiseMonitor`. Regularisers, also of activities, need nothing.
+
+    Call arguments:
+        inputs: the model's inputs.
+        training: boolean, as in the model.
+
+    Raises:
+        ValueError: if `model` is not a Keras model, or overrides a part of Keras' training, or is a
+            `NoisyModel` itself, if `add_loss_reduction` is wrong, or (in `fit`) missing, or if the
+            batch size is not larger than the noise's `small_batch_size`, so that there would be no
+            noise at all, or has fewer ghost batches than microbatches.
+
+    Example:
+    ```python
+    model = keras_noisylb.NoisyModel(keras_noisylb.models.LeNet(ghost_batch_size=64))
+    ```
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        num_microbatches: int | None = None,
+        *,
+        add_loss_reduction: AddLossReduction | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_model(model)
+        if num_microbatches is not None:
+            positive_integer("num_microbatches", num_microbatches, "or None to use no chunks")
+        check_add_loss_reduction(add_loss_reduction)
+        super().__init__(**kwargs)
+        self.model = model
+        self.num_microbatches = num_microbatches
+        self.add_loss_reduction = add_loss_reduction
+        self.built = model.built
+        self._monitors: list[keras.metrics.Metric] = []
+        self._evaluates = False
+        self._warned = False
+
+    def call(self, inputs: Nested, training: bool | None = None) -> Nested:
+        return call_model(self.model, inputs, training)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the model's outputs, by which `compile` assigns losses and metrics."""
+        return self.model.output_names
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(*args, **kwargs)
+        # Keras' own __setattr__ would make it one of the model's metrics.
+        object.__setattr__(self, "_largest_batch", LargestBatch())
+        noisy = find_noisy(self.optimizer)
+        if self.optimizer is not None:
+            inner = self.optimizer
+            while hasattr(inner, "inner_optimizer"):
+                inner = inner.inner_optimizer
+            check_strategy(self, inner)
+        if noisy is not None and noisy.noise.update_every > 1:
+            if not self.built:
+                raise ValueError(
+                    f"A noise with update_every={noisy.noise.update_every} keeps factors of the "
+                    "size of the model's layers. Build the model (give it an Input layer, or call "
+                    "it on a batch of inputs) before it is compiled."
+                )
+            shapes = stored_like(self)
+            # Compiled once more, the same optimizer goes on with what it has.
+            if noisy.stored is None or noisy.stored.shapes != shapes:
+                noisy.stored = StoredStatistic(shapes, noisy.noise.update_every)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        # Keras wants this beside a `compile` of our own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Nested = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: list[keras.callbacks.Callback] | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        noisy = find_noisy(self.optimizer)
+        if noisy is not None or self.num_microbatches:
+            check = BatchSizeCheck(noisy, self, self._largest_batch)
+            callbacks = [*keras.tree.flatten(callbacks or []), check]
+            if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
+                check.check(batch_size or 32)
+                self._build_state(x, y)
+            elif isinstance(x, keras.utils.PyDataset):
+                self._build_state(*keras.utils.unpack_x_y_sample_weight(x[0])[:2])
+        try:
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        finally:
+            self.monitor(None)
+
+    def _build_state(self, x, y):
+        # Keras would build metrics and optimizer while it traces the first step and then trace it
+        # once more, which takes long for a step with noise. Under a strategy it builds them first
+        # by itself.
+        with self.distribute_strategy.scope():
+            if tf.distribute.has_strategy() or y is None:
+                return
+        x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:1]), (x, y))
+        y_pred = self(x)
+        self.compute_loss(x=x, y=y, y_pred=y_pred)
+        self.compute_metrics(x, y, y_pred)
+        self.reset_metrics()
+        if not self.optimizer.built:  # a LossScaleOptimizer would begin anew
+            self.optimizer.build(self.trainable_variables)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self._evaluates = True
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._evaluates = False
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        # What is measured of gradients has no meaning in evaluation.
+        return super().metrics + ([] if self._evaluates else self._monitors)
+
+    def monitor(self, metric: keras.metrics.Metric | None) -> None:
+        """Measure moments of the per-example gradients until the end of the next `fit`.
+
+        Args:
+            metric: what they are handed to, or `None` to measure them no more.
+        """
+        monitors = [] if metric is None else [metric]
+        if self._monitors != monitors:
+            # Not by Keras' own __setattr__, as in `compile`.
+            object.__setattr__(self, "_monitors", monitors)
+            self.train_function = None  # Keras traces the step anew
+
+    def train_step(self, data: Nested) -> dict[str, Tensor]:
+        noisy = find_noisy(self.optimizer)
+        if noisy is None and not self.num_microbatches and not self._monitors:
+            self._warn_of_plain_training()
+            return super().train_step(data)
+        # `train_on_batch` hands on arrays as they are where it runs eagerly.
+        data = keras.tree.map_structure(
+            lambda a: tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a, data
+        )
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        target = Objective(
+            self,
+            lambda x, y, y_pred, sample_weight: self.compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+            ),
+            scale=self.optimizer.scale_loss,
+            extra_weight=1 / replicas,
+            labels=None if noisy is None else labels_for(noisy.noise, self, self.loss),
+            add_loss_reduction=self.add_loss_reduction,
+        )
+        batch = Batch(x, y, sample_weight)
+        self._largest_batch.update_state(batch.num_examples)
+        scale = tf.convert_to_tensor(self.optimizer.scale_loss(1.0))
+        parts = Parts(replicas, unit=scale / replicas)
+        if noisy is not None:
+            accumulated = noisy.accumulated
+            noisy_parts = 1 if noisy.placement == "update" else accumulated
+            parts = dataclasses.replace(parts, accumulated=accumulated, noisy=noisy_parts)
+        outcome = self._outcome(noisy, target, batch, parts)
+        for variable, value in outcome.state:
+            variable.assign(value)
+        for metric in self._monitors:
+            shared = noisy is not None and noisy.noise.shared
+            metric.update_state(*outcome.moments, batch.num_examples, parts, shared)
+        loss = target.reported_loss(batch, outcome.y_pred, outcome.extra_loss)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss * replicas, sample_weight=batch.num_examples)
+        added = outcome.noise and ParameterNoise(noisy, outcome.noise, scale)
+        gradients = outcome.gradients
+        if replicas > 1 and find(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = _overflow_everywhere(gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        if added:
+            added.add(self.trainable_variables)
+        return self.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
+
+    def _warn_of_plain_training(self):
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A NoisyModel compiled with {type(self.optimizer).__name__} trains without noise, "
+                "as the model that it wraps. To train with noise, compile it with "
+                "keras_noisylb.NoisyOptimizer(optimizer, noise); without noise, train the model "
+                "itself.",
+                stacklevel=2,
+            )
+
+    def _outcome(self, noisy, target, batch, parts):
+        chunks, monitored = self.num_microbatches or 1, bool(self._monitors)
+        if noisy is None:
+            return Step(target, batch, None, parts, None, None, chunks, monitored=monitored).run(
+                None, None
+            )
+        noisy.has_statistics = True
+        draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")]))
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        own_draws = draws.fold_in(replica)
+        if noisy.noise.shared:  # the same numbers for every batch and device of an update
+            draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.iterations, "int32")])).fold_in(-1)
+        else:
+            draws = own_draws
+        noise_on, stored = noisy.noise_on, noisy.stored
+        step = Step(
+            target,
+            batch,
+            noisy.noise,
+            parts,
+            own_draws,
+            draws,
+            chunks,
+            separate=noisy.placement == "update",
+            monitored=monitored,
+        )
+        if stored is None:
+            return step.run(noise_on, tf.constant(True))
+        is_due = stored.is_due(noisy.iterations)
+        step = dataclasses.replace(step, stored=stored.value, stored_unit=stored.unit)
+        outcome = step.run(noise_on, is_due)
+        measured = tf.logical_and(noise_on, is_due)
+        stored.keep(outcome.stored, measured, noisy.iterations, parts.unit)
+        return outcome
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        super().save_own_variables(store)
+        # Keras saves no states of random layers such as Dropout, but a resumed run needs them.
+        for number, state in enumerate(seed_states(self)):
+            store[f"seed_state_{number}"] = state
+
+    def load_own_variables(self, store: dict[str, Any]) -> None:
+        found = dict(store)
+        for number, state in enumerate(seed_states(self)):
+            if (key := f"seed_state_{number}") in found:
+                state.assign(found.pop(key))
+        super().load_own_variables(found)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "model": keras.saving.serialize_keras_object(self.model),
+            "num_microbatches": self.num_microbatches,
+            "add_loss_reduction": self.add_loss_reduction,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
+        config = dict(config)
+        config["model"] = keras.saving.deserialize_keras_object(
+            config["model"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+
+# What a model may replace of Keras' training and evaluation.
+_STEPS = ("train_step", "test_step", "compute_loss", "compute_metrics", "get_metrics_result")
+
+
+def _check_model(model):
+    """Refuse a model whose own training would not be run.
+
+    Args:
+        model: what a `NoisyModel` shall wrap.
+
+    Raises:
+        ValueError: if it is not a Keras model, or trains in a way of its own.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+    if isinstance(model, NoisyModel):
+        raise ValueError(f"`model` is a NoisyModel already: use it as it is. Received: {model!r}")
+    replaced = [
+        name
+        for name in _STEPS
+        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if replaced:
+        raise ValueError(
+            "NoisyModel trains and evaluates a model in steps of its own, so what the model has in "
+            f"their place would not run. Received: {type(model).__name__} with its own "
+            f"{', '.join(replaced)}. Give the loss and the metrics to `compile`, or further losses "
+            "to `add_loss`; or override `compute_loss` and `compute_metrics` in a subclass of "
+            "NoisyModel; or keep the model's `train_step` and call "
+            "keras_noisylb.noisy_gradients in it."
+        )
+
+
+def _overflow_everywhere(gradients):
+    """Gradients that are not finite on this device, if they are not finite on any.
+
+    Keras looks at the first device only when it decides whether to skip an update.
+    """
+    known = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
+    overflow = on_any_device(tf.logical_not(tf.reduce_all(tf.stack(known))))
+    poison = tf.where(overflow, float("nan"), 0.0)
+    return [None if g is None else g + tf.cast(poison, g.dtype) for g in gradients]

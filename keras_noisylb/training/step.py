@@ -1,0 +1,191 @@
+"""One update's gradient and noise on one device, as a graph that touches no variable."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from keras_noisylb.gradients.accumulate import compute, packing
+from keras_noisylb.gradients.engines import statistic_for
+from keras_noisylb.gradients.loss import mask_of, with_masks
+from keras_noisylb.gradients.moments import WithMoments, squared_norm
+from keras_noisylb.gradients.statistics import Statistic
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """How an update is divided.
+
+    Args:
+        replicas: R, the number of devices.
+        accumulated: k, the number of batches that one update accumulates.
+        noisy: how many of these get noise: all, or only the last one where the noise is added to
+            the parameters.
+        unit: what a gradient of 1 is in this part: the loss scale over R.
+    """
+
+    replicas: int = 1
+    accumulated: int = 1
+    noisy: int = 1
+    unit: object = 1.0
+
+    def amplitude(self, noise, num_examples):
+        """The noise's amplitude in each noisy part.
+
+        Args:
+            noise: the noise.
+            num_examples: examples in one batch on one device.
+        """
+        examples = num_examples * (self.accumulated // self.noisy)
+        return noise.amplitude(examples, self.replicas * self.noisy, self.unit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one batch gave on one device.
+
+    Args:
+        gradients: list aligned with the trainable variables, `None` where there is none.
+        noise: list aligned with them, where the noise is not in the gradients; else `None`.
+        y_pred: outputs.
+        extra_loss: the model's own losses as they are reported, or `None`.
+        state: list of `(variable, new value)`.
+        moments: those of `WithMoments` and the squared norm of the noise; `None` if not asked for.
+        stored: the statistic that later updates use, or `None`.
+    """
+
+    gradients: list
+    noise: list | None
+    y_pred: object
+    extra_loss: object
+    state: list
+    moments: tuple | None
+    stored: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """How the outcome of a batch is computed.
+
+    Args:
+        objective: an `Objective`.
+        batch: a `Batch`.
+        noise: the noise, or `None` for the plain step.
+        parts: `Parts`.
+        draws: `Draws`, different for every batch and device.
+        noise_draws: `Draws` for the sample.
+        num_chunks: chunks that are computed one after the other.
+        separate: whether the noise is kept apart from the gradients.
+        monitored: whether moments of the per-example gradients are wanted.
+        stored: the statistic of an earlier update, for noises that use one for several.
+        stored_unit: what a gradient of 1 was in that statistic.
+    """
+
+    objective: object
+    batch: object
+    noise: object
+    parts: Parts
+    draws: object
+    noise_draws: object
+    num_chunks: int = 1
+    separate: bool = False
+    monitored: bool = False
+    stored: object = None
+    stored_unit: object = 1.0
+
+    def run(self, noise_on, fresh):
+        """The outcome, with the noise if it is on.
+
+        Args:
+            noise_on: scalar boolean tensor.
+            fresh: scalar boolean tensor, whether this batch makes a new statistic; the last one is
+                used otherwise.
+
+        Returns:
+            An `Outcome`.
+        """
+        if self.noise is None:
+            return self._without_noise()
+        statistic = statistic_for(self.noise, self.objective.model, self.batch.x)
+        found = []
+
+        def flat(function):
+            def branch():
+                outcome = function()
+                masks = keras.tree.map_structure(mask_of, outcome.y_pred)
+                variables = [v for v, _ in outcome.state]
+                values = [value for _, value in outcome.state]
+                structure = (dataclasses.replace(outcome, state=values), masks, variables)
+                found.append(structure)
+                return packing(leaves(structure))[0](leaves(structure))
+
+            return branch
+
+        def leaves(structure):
+            outcome, masks, _ = structure
+            return [getattr(outcome, f.name) for f in dataclasses.fields(outcome)], masks
+
+        def without_noise():
+            if self.stored is None:
+                return flat(self._without_noise)()
+            with_stored = flat(lambda: self._with_noise(statistic, Statistic()))
+            return tf.cond(noise_on, with_stored, flat(self._without_noise))
+
+        measured = flat(lambda: self._with_noise(statistic, statistic))
+        on = noise_on if self.stored is None else tf.logical_and(noise_on, fresh)
+        # No branch assigns or reduces anything: a distribution strategy allows neither there.
+        packed = tf.cond(on, measured, without_noise)
+        values, masks = packing(leaves(found[0]))[1](packed)
+        outcome = Outcome(*values)
+        state = list(zip(found[0][2], outcome.state, strict=True))
+        y_pred = with_masks(outcome.y_pred, masks)
+        return dataclasses.replace(outcome, state=state, y_pred=y_pred)
+
+    def _with_noise(self, statistic, measured):
+        halves = self.noise.statistic == "split"
+        computed, found, moments = self._compute(measured, halves)
+        amplitude = self.parts.amplitude(self.noise, self.batch.num_examples)
+        used = found
+        if measured is not statistic:
+            used, amplitude = self.stored, amplitude * self.parts.unit / self.stored_unit
+        draws = self.noise_draws.restarted().fold_in(1)
+        sample = statistic.arrange(self.noise.sample(used, amplitude, draws))
+        pairs = zip(computed.gradients, sample, strict=True)
+        noise = [None if g is None or n is None else tf.cast(n, g.dtype) for g, n in pairs]
+        stored = None if self.stored is None else used
+        return self._outcome(computed, noise, moments, stored)
+
+    def _without_noise(self):
+        computed, _, moments = self._compute(Statistic())
+        return self._outcome(computed, [None] * len(computed.gradients), moments, self.stored)
+
+    def _compute(self, statistic, halves=False):
+        if self.monitored:
+            statistic, halves = WithMoments(statistic), True
+        chunks = max(self.num_chunks, 2) if halves else self.num_chunks
+        # Every branch has the same numbers, however many of them are traced or run.
+        draws = self.draws and self.draws.restarted().fold_in(0)
+        computed = compute(self.objective, self.batch, statistic, draws, chunks)
+        found, moments = computed.statistic if self.monitored else (computed.statistic, None)
+        return computed, found, moments
+
+    def _outcome(self, computed, noise, moments, stored):
+        gradients = computed.gradients
+        if self.monitored:
+            known = [n for n in noise if n is not None]
+            moments = (*moments, squared_norm(known) if known else tf.constant(0.0))
+        if self.separate:
+            pairs = zip(gradients, noise, strict=True)
+            noise = [None if g is None else tf.zeros_like(g) if n is None else n for g, n in pairs]
+        else:
+            pairs = zip(gradients, noise, strict=True)
+            gradients, noise = [g if n is None else g + n for g, n in pairs], None
+        return Outcome(
+            gradients,
+            noise,
+            computed.y_pred,
+            computed.extra_loss,
+            computed.state,
+            moments,
+            stored,
+        )

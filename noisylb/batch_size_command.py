@@ -1,0 +1,106 @@
+"""The command `batch-size`."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from noisylb.app import app, fail, work
+from noisylb.protocol.options import Options
+
+FIELDS = {field.name: field for field in dataclasses.fields(Options)}
+
+
+def same(name):
+    """An option that `compare` has too.
+
+    Args:
+        name: of the field of `Options`.
+    """
+    field = FIELDS[name]
+    return Annotated[field.type, typer.Option(help=field.metadata["help"])]
+
+
+@app.command(
+    "batch-size",
+    help="Measure how large a batch pays for a model and its data, and say at which learning rate "
+    "and with how much noise. Trains for a short time; writes nothing.",
+)
+def batch_size(
+    batch_size: Annotated[int, typer.Option(help="Batch size in use.")] = 50,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate in use, its peak.")] = 0.02,
+    model: same("model") = "lenet",
+    dataset: same("dataset") = "fashion_mnist_small",
+    data_dir: same("data_dir") = None,
+    optimizer: same("optimizer") = "sgd",
+    momentum: same("momentum") = 0.9,
+    weight_decay: same("weight_decay") = 0.0,
+    normalization: same("normalization") = None,
+    ghost_batch_size: Annotated[
+        int | None, typer.Option(help="Ghost batch size (the batch size).")
+    ] = None,
+    l2: same("l2") = 0.0,
+    train_size: same("train_size") = None,
+    pool: same("pool") = 1,
+    updates: Annotated[int, typer.Option(help="Updates of the short training.")] = 200,
+    num_batches: Annotated[int, typer.Option(help="Batches of each measurement.")] = 64,
+    highest_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Highest stable learning rate of large batches: a number, or measure to find it "
+            "by short runs."
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Coverage of the interval.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    quiet: same("quiet") = False,
+):
+    """Measure how large a batch pays.
+
+    Args:
+        batch_size: in use.
+        learning_rate: in use.
+        model: name, or a function.
+        dataset: name, or a file.
+        data_dir: folder of the prepared data sets.
+        optimizer: name.
+        momentum: of SGD.
+        weight_decay: of AdamW.
+        normalization: of the model.
+        ghost_batch_size: of the model.
+        l2: of the model.
+        train_size: number of examples.
+        pool: size of tiles.
+        updates: number of updates.
+        num_batches: number of batches.
+        highest_rate: number, or "measure".
+        confidence: of the interval.
+        seed: of weights and order.
+        quiet: whether there are no progress bars.
+    """
+    for flag, number in (("--batch-size", batch_size), ("--learning-rate", learning_rate)):
+        if not 0 < number < float("inf"):
+            fail(f"{flag} received {number!r}, expected a positive number. Change {flag}.")
+    try:
+        if highest_rate not in {None, "measure"}:
+            highest_rate = float(highest_rate)
+    except ValueError:
+        fail(
+            f"--highest-rate received {highest_rate!r}, expected a number or measure. Change "
+            "--highest-rate."
+        )
+    try:
+        options = Options(
+            model=model, dataset=dataset, data_dir=data_dir, optimizer=optimizer,
+            small_batch_size=batch_size, large_batch_size=batch_size + 1,
+            learning_rate=str(learning_rate), momentum=momentum, weight_decay=weight_decay,
+            normalization=normalization, ghost_batch_size=ghost_batch_size, l2=l2,
+            train_size=train_size, pool=pool, quiet=quiet,
+        )  # fmt: skip
+    except ValueError as error:
+        fail(error)
+    arguments = {
+        "updates": updates, "num_batches": num_batches, "highest_rate": highest_rate,
+        "confidence": confidence, "seed": seed,
+    }  # fmt: skip
+    work("batch_size", lambda module: module.show(options, **arguments), "the results")

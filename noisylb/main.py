@@ -1,0 +1,13 @@
+"""The `noisylb` command with all its commands."""
+
+import importlib
+
+from noisylb.app import app
+
+for name in ("train", "batch_size", "table", "tune", "figure"):  # in the order of the help
+    importlib.import_module(f"noisylb.{name}_command")
+
+
+def main():
+    """Run the command line."""
+    app()

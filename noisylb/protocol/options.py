@@ -1,0 +1,262 @@
+"""The options of `noisylb compare` and `noisylb train`, listed once for both and for the runner."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+# Of a coarse grid, and with λ, best on a fifth of the training set that was held out.
+DEFAULT_LEARNING_RATES = {"sb": 0.02, "lb": 0.2}
+
+
+def option(default, help_text, parser=None):
+    """A field of `Options` with its help.
+
+    Args:
+        default: its value where none is given.
+        help_text: what the command line says of it.
+        parser: function from the text on the command line to the value; `None` takes the type's.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, "parser": parser})
+
+
+def number_or_matched(text):
+    """Read the value of `--multiplier`.
+
+    Args:
+        text: a number, or "matched".
+
+    Returns:
+        A float, or "matched".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    return text if text == "matched" else float(text)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained, on what, and how.
+
+    Every field is an option of the command line of the same name; its metadata holds the help.
+
+    Raises:
+        ValueError: for a value that no run could use. The message says what was received, what was
+            expected and the mend.
+
+    Example:
+    ```python
+    results = keras_noisylb.experiments.compare.compare(Options(epochs=10, seeds="1"))
+    ```
+    """
+
+    regimes: str = option(
+        "sb,lb,lb-trace,lb-diagonal,lb-diagonal-split",
+        "Regimes to train, separated by commas. Beside the default: lb-full, lb-full-split, "
+        "lb-true, lb-kfac, lb-isotropic, multiplicative, batch-change.",
+    )
+    model: str = option(
+        "lenet",
+        "Model, one of keras_noisylb.models, or a function that builds yours, such as "
+        "package.module:function.",
+    )
+    dataset: str = option(
+        "fashion_mnist_small",
+        "Data set, one of keras_noisylb.data, a file FILE.npz, or a name in --data-dir.",
+    )
+    data_dir: str | None = option(None, "Folder of the prepared TFDS data sets.")
+    large_batch_size: int = option(1000, "Batch size of the large-batch regimes.")
+    small_batch_size: int = option(50, "Batch size of SB, and the one that the noise imitates.")
+    epochs: int = option(8, "Epochs, the same for every regime.")
+    learning_rate: str = option(
+        "sb=0.02,lb=0.2",
+        "Peak learning rate of each regime, as sb=0.02,lb=0.2, or one number for all. "
+        "Large-batch regimes that are not named take that of lb.",
+    )
+    optimizer: str = option("sgd", "Optimizer: sgd or adamw.")
+    momentum: float = option(0.9, "Momentum of SGD.")
+    warmup_fraction: float = option(0.05, "Part of the training with linear warm-up.")
+    noise_fraction: float = option(
+        0.25, "Part of the training with noise, or with the small batch in batch-change."
+    )
+    multiplier: float | Literal["matched"] = option(
+        0.3,
+        "λ: the noise is multiplied by it; the paper has 1. matched: as hot as SB at its rate.",
+        parser=number_or_matched,
+    )
+    estimator: str = option(
+        "per_example",
+        "Estimator of lb-trace, lb-diagonal and lb-full: per_example, weighted or split "
+        "(lb-full takes weighted for per_example).",
+    )
+    fisher: str = option(
+        "empirical", "Labels of the Fisher: empirical or true; the split regimes use the data's."
+    )
+    placement: str = option("gradient", "Where the noise is added: gradient or update.")
+    sigma: float = option(0.1, "σ of multiplicative and lb-isotropic.")
+    form: str = option("coordinate", "Form of multiplicative: coordinate or example.")
+    damping: float = option(0.01, "Damping of lb-kfac, relative to each factor.")
+    update_every: int = option(1, "Updates for which lb-kfac uses the same factors.")
+    num_microbatches: int | None = option(None, "Chunks that each large batch is computed in.")
+    conv: str = option("exact", "Formula for convolutions: exact or uncorrelated.")
+    engine: str = option("auto", "Engine of the noise: auto, layerwise or vectorized_map.")
+    max_examples: int | None = option(None, "Examples per batch that estimate the noise (all).")
+    normalization: str | None = option(
+        None, "Normalization of the model: ghost, batch or none (ghost)."
+    )
+    ghost_batch_size: int | None = option(None, "Ghost batch size (the small batch size).")
+    l2: float = option(0.0, "L2 penalty of the model's weights.")
+    weight_decay: float = option(0.0, "Decoupled weight decay of adamw.")
+    augment: bool = option(False, "Augment the training images: random crop and flip.")
+    train_size: int | None = option(None, "Train on so many examples, all classes alike (all).")
+    pool: int = option(1, "Average the images over tiles of so many by so many pixels.")
+    held_out: int | None = option(
+        None, "Hold out so many training images and report on them beside the test set."
+    )
+    validation_freq: int = option(1, "Epochs between two looks at the accuracy.")
+    validation_fraction: float = option(
+        0.0, "Report on this part of the training set, held out, instead of the test set."
+    )
+    seeds: str = option("1", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
+    output: str = option("results/compare", "Folder of the results; continues what lies there.")
+    quiet: bool = option(False, "No progress bars.")
+
+    def __post_init__(self):
+        for name, lowest in (
+            ("large_batch_size", 1),
+            ("small_batch_size", 1),
+            ("epochs", 1),
+            ("max_examples", 1),
+            ("num_microbatches", 1),
+            ("update_every", 1),
+            ("sigma", 0),
+            ("ghost_batch_size", 1),
+            ("train_size", 1),
+            ("pool", 1),
+            ("held_out", 1),
+            ("validation_freq", 1),
+            ("momentum", 0),
+            ("multiplier", 0),
+            ("l2", 0),
+            ("weight_decay", 0),
+        ):
+            value = getattr(self, name)
+            if name == "multiplier" and value == "matched":
+                continue
+            if value is not None and not lowest <= value < math.inf:
+                matched = ", or matched" * (name == "multiplier")
+                self.refuse(name, f"a number that is {lowest} or more{matched}")
+        for name in ("warmup_fraction", "noise_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                self.refuse(name, "a number from 0 to 1")
+        if not 0 <= self.validation_fraction < 1:
+            self.refuse("validation_fraction", "a number from 0 (the test set) to below 1")
+        if not self.momentum < 1:
+            self.refuse("momentum", "a number from 0 to below 1")
+        if not 0 < self.damping < math.inf:
+            self.refuse("damping", "a positive number")
+        for name, *choices in (
+            ("estimator", "per_example", "weighted", "split"),
+            ("fisher", "empirical", "true"),
+            ("placement", "gradient", "update"),
+            ("optimizer", "sgd", "adamw"),
+            ("form", "coordinate", "example"),
+            ("conv", "exact", "uncorrelated"),
+            ("engine", "auto", "layerwise", "vectorized_map"),
+            ("normalization", "ghost", "batch", "none"),
+        ):
+            if self.normalization is None and name == "normalization":
+                continue
+            if getattr(self, name) not in choices:
+                self.refuse(name, f"{', '.join(choices[:-1])} or {choices[-1]}")
+        if self.weight_decay and self.optimizer == "sgd":
+            self.refuse("weight_decay", "0 for --optimizer sgd, whose decay is --l2")
+        if self.small_batch_size >= self.large_batch_size:
+            self.refuse("large_batch_size", f"more than small_batch_size={self.small_batch_size}")
+        if not self.regime_names or len(set(self.regime_names)) < len(self.regime_names):
+            self.refuse("regimes", "different names separated by commas, as in sb,lb,lb-diagonal")
+        self.seed_list  # noqa: B018 -- refuses what it cannot read
+        self.learning_rates  # noqa: B018
+
+    def refuse(self, name, expected):
+        """Raise the error for one option.
+
+        Args:
+            name: the field.
+            expected: the values that are possible, in words.
+
+        Raises:
+            ValueError: always.
+        """
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{flag} received {getattr(self, name)!r}, expected {expected}. Change {flag}."
+        )
+
+    @property
+    def own_model(self):
+        """Whether the model is a user's function, not one of the package."""
+        return ":" in self.model
+
+    @property
+    def regime_names(self):
+        """The names of the regimes, in order."""
+        return tuple(name.strip() for name in self.regimes.split(",") if name.strip())
+
+    @property
+    def seed_list(self):
+        """The seeds, in order."""
+        try:
+            seeds = tuple(int(seed) for seed in self.seeds.split(",") if seed.strip())
+        except ValueError:
+            seeds = ()
+        if "," not in self.seeds and seeds:
+            seeds = tuple(range(seeds[0]))
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
+            self.refuse("seeds", "a positive number of seeds, or a list of different seeds (4,7)")
+        return seeds
+
+    @property
+    def learning_rates(self):
+        """The learning rates by regime, of those regimes that have one of their own."""
+        try:
+            if "=" not in self.learning_rate:
+                rate = float(self.learning_rate)
+                rates = {"sb": rate, "lb": rate}
+            else:
+                pairs = (pair.split("=") for pair in self.learning_rate.split(",") if pair.strip())
+                named = {name.strip(): float(rate) for name, rate in pairs}
+                rates = {**DEFAULT_LEARNING_RATES, **named}
+        except ValueError:
+            rates = {}
+        if not rates or not all(0 < rate < math.inf for rate in rates.values()):
+            self.refuse("learning_rate", "positive numbers, as in sb=0.02,lb=0.2, or one number")
+        return rates
+
+    def resolved(self):
+        """All options as plain data in one spelling, for the record of a run."""
+        values = dataclasses.asdict(self)
+        values["regimes"] = list(self.regime_names)
+        values["seeds"] = list(self.seed_list)
+        values["learning_rate"] = self.learning_rates
+        if self.normalization is None and not self.own_model:
+            values["normalization"] = "ghost"
+        if self.ghost_batch_size is None:
+            values["ghost_batch_size"] = self.small_batch_size
+        return values
+
+
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    """The options of `noisylb report`, which has one more.
+
+    Example:
+    ```python
+    keras_noisylb.experiments.noise_report.show(ReportOptions(regimes="lb-diagonal", memory=4.0))
+    ```
+    """
+
+    memory: float | None = option(
+        None, "GiB that a step may take: also name the fewest --num-microbatches that fit."
+    )

@@ -1,0 +1,205 @@
+"""The recipes of `noisylb table small`: one small network that fits its images, many temperatures.
+
+Each row is a setting. Its recipes differ in learning rate, noise and λ, and have labels that say
+so. Choices are made by the accuracy on training images that are held out; the test set is for the
+report.
+"""
+
+import random
+
+from noisylb.protocol.recipe import Recipe
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def label(rate, conv, multiplier, noise_fraction, decay, default_decay):
+    """The label of a recipe.
+
+    Args:
+        rate: peak learning rate.
+        conv: formula for convolutions, which is named where it is A.5's.
+        multiplier: λ, or `None` without noise.
+        noise_fraction: the part of the training with noise, likewise.
+        decay: weight decay.
+        default_decay: that of the setting, which is not named.
+
+    Returns:
+        A string that can be a folder's name.
+    """
+    parts = [f"rate{rate:g}"]
+    if conv == "uncorrelated":
+        parts.insert(0, "a5")
+    if multiplier is not None:
+        parts.append(f"lambda{multiplier:g}")
+    if noise_fraction is not None:
+        parts.append(f"part{noise_fraction:g}")
+    if decay != default_decay:
+        parts.append(f"decay{decay:g}")
+    return "-".join(parts)
+
+
+def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=None, conv=None):
+    """A recipe of a setting.
+
+    Args:
+        setting: dictionary of the fields of `Recipe` that all its recipes share.
+        regime: name of a regime.
+        rate: peak learning rate.
+        multiplier: λ of the noise; `None` without noise.
+        noise_fraction: the part of the training with noise, or with small batches in batch-change.
+        decay: weight decay; `None` for the setting's.
+        conv: formula for convolutions; `None` for the exact one.
+
+    Returns:
+        A `Recipe`.
+    """
+    epochs = setting["epochs"]
+    decay = setting["weight_decay"] if decay is None else decay
+    part = None if noise_fraction is None else noise_fraction * epochs
+    times = {"small_epochs" if regime == "batch-change" else "noise_epochs": part}
+    own = dict(setting)
+    if "split" in regime:
+        own["estimator"] = "split"
+    if regime == "lb-kfac":
+        own["damping"] = 0.01
+    name = label(rate, conv, multiplier, noise_fraction, decay, setting["weight_decay"])
+    return Recipe(**own | times | {
+        "regime": regime, "learning_rate": rate, "multiplier": multiplier, "weight_decay": decay,
+        "conv": conv, "label": name,
+    })  # fmt: skip
+
+
+def setting(row, model, dataset, epochs, small, large, **more):
+    """What all recipes of a row share.
+
+    Args:
+        row: its name.
+        model: one of `keras_noisylb.models`.
+        dataset: one of `keras_noisylb.data`.
+        epochs: of the training.
+        small: M_S.
+        large: M_L.
+        **more: further fields of `Recipe`, in place of the family's.
+
+    Returns:
+        Dictionary.
+    """
+    return {
+        "row": row, "model": model, "dataset": dataset, "epochs": epochs, "augment": False,
+        "small_batch_size": small, "large_batch_size": large, "ghost_batch_size": small,
+        "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 0.05 * epochs,
+        "decay_epochs": (epochs / 2, epochs * 3 / 4), "decay_factor": 0.1, "seeds": SEEDS,
+        "validation_freq": max(1, epochs // 10), **more,
+    }  # fmt: skip
+
+
+def heated(setting, rate, factor):
+    """The multiplier of full noise at which LB is so many times as hot as SB; 0 if it is by itself.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+        rate: peak learning rate of LB.
+        factor: T(LB + noise) / T(SB), as in docs/how_much_noise.md.
+
+    Returns:
+        A float of two digits after the point.
+    """
+    small, large = 1 / setting["small_batch_size"], 1 / setting["large_batch_size"]
+    wanted = factor * setting["small_learning_rate"] * small / rate - large
+    return round((max(wanted, 0) / (small - large)) ** 0.5, 2)
+
+
+def search(setting, regime, number, conv=None, larger=1):
+    """Recipes of a regime at random: rate, weight decay, temperature and length of the noise.
+
+    The seed is the regime's name, so the recipes are always the same.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+        regime: name of a regime.
+        number: how many recipes.
+        conv: formula for convolutions.
+        larger: factor of the multiplier, for a noise whose variance is not the whole one.
+
+    Returns:
+        List of `Recipe`, all different.
+    """
+    draw, found = random.Random(f"{regime} {conv}"), {}
+    rates = SMALL_RATES if regime == "sb" else LARGE_RATES
+    while len(found) < number:
+        rate, decay = draw.choice(rates), draw.choice(DECAYS)
+        factor, part = draw.choice(FACTORS), draw.choice(PARTS)
+        if regime in {"sb", "lb"}:
+            factor = part = None
+        elif regime == "batch-change":
+            factor = None
+        multiplier = factor and round(larger * heated(setting, rate, factor), 2)
+        if multiplier == 0:  # LB is hotter than that without noise
+            continue
+        recipe = point(setting, regime, rate, multiplier, part, decay, conv)
+        found[recipe.label] = recipe
+    return list(found.values())
+
+
+SMALL_RATES = (0.025, 0.05, 0.1, 0.2)
+LARGE_RATES = (0.2, 0.4, 0.8, 1.6, 3.2)
+DECAYS = (2.5e-4, 5e-4, 1e-3, 2e-3)
+FACTORS, PARTS = (0.5, 1, 2), (0.25, 0.5, 1)
+
+RESNET8 = setting(
+    "cifar10-small", "resnet8", "cifar10", 150, 32, 512,
+    train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.1,
+)  # fmt: skip
+FULL, DIAGONAL = "lb-full-split", "lb-diagonal-split"
+SEARCHED = RESNET8 | {"row": "cifar10-small-search"}
+REGIMES = ("sb", "lb", "lb-trace", "lb-diagonal", DIAGONAL, FULL, "lb-kfac", "batch-change")
+TRIALS = 8  # of each regime
+
+
+def variants(setting):
+    """The recipes in which a setting is compared with the first one.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+
+    Returns:
+        List of `Recipe`.
+    """
+    return [
+        point(setting, "sb", 0.1),
+        point(setting, "lb", 0.4),
+        point(setting, FULL, 0.4, 0.5, 0.5),
+        point(setting, DIAGONAL, 0.4, 0.5, 0.5),
+        point(setting, "lb", 1.6),
+    ]
+
+
+POINTS = {
+    "cifar10-small": [
+        point(RESNET8, "sb", 0.1),
+        point(RESNET8, "lb", 0.4),
+        point(RESNET8, FULL, 0.4, 0.5, 0.5),
+        point(RESNET8, DIAGONAL, 0.4, 0.5, 0.5),
+        point(RESNET8, "lb", 0.8),
+        point(RESNET8, FULL, 0.8, 0.3, 0.5),
+        point(RESNET8, DIAGONAL, 0.8, 0.3, 0.5),
+        point(RESNET8, "lb", 1.6),
+        point(RESNET8, "sb", 0.05),
+        point(RESNET8, "lb", 3.2),
+        point(RESNET8, FULL, 0.4, 1.0, 0.5),
+        point(RESNET8, DIAGONAL, 0.4, 1.0, 0.5),
+        point(RESNET8, FULL, 0.4, 0.25, 0.5),
+        point(RESNET8, DIAGONAL, 0.4, 0.25, 0.5),
+        point(RESNET8, FULL, 0.4, 0.5, 1.0),
+        point(RESNET8, DIAGONAL, 0.4, 0.5, 1.0),
+    ],
+    "cifar10-small-search": [
+        recipe for regime in REGIMES for recipe in search(SEARCHED, regime, TRIALS)
+    ]
+    + search(SEARCHED, "lb-diagonal", TRIALS, "uncorrelated", larger=4),
+    "cifar10-small-augmented": variants(
+        RESNET8 | {"row": "cifar10-small-augmented", "augment": True}
+    ),
+    "cifar10-small-32": variants(RESNET8 | {"row": "cifar10-small-32", "pool": None}),
+}
+SMALL = {recipe.name: recipe for recipes in POINTS.values() for recipe in recipes}

@@ -1,0 +1,288 @@
+"""The commands `recipes` and `table`."""
+
+import itertools
+import pathlib
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from noisylb.app import app, fail, work
+from noisylb.protocol.paper import PUBLISHED, RECIPES
+from noisylb.protocol.recipe import PRESETS, WHOLE
+
+NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
+NUMBER = Annotated[str, typer.Argument(help="Table of the paper: 2 or 3.", metavar="2|3")]
+TABLE = Annotated[
+    str,
+    typer.Argument(
+        help="Table 2 or 3 of the paper; small: accuracy by temperature, on a small network.",
+        metavar="2|3|small",
+    ),
+]
+ROWS = Annotated[
+    str | None,
+    typer.Option(help="Rows, separated by commas (all; of small the first, cifar10-small)."),
+]
+REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas (all).")]
+LABELS = Annotated[
+    str | None, typer.Option(help="Labels of the recipes of small, separated by commas (all).")
+]
+SEEDS = Annotated[int, typer.Option(help="Number of seeds, counted from 0.")]
+PRESET = Annotated[
+    str,
+    typer.Option(
+        help="Size: probe (5 epochs), short (15), quick (20 and 10,000 images) or paper (200)."
+    ),
+]
+DATA_DIR = Annotated[str | None, typer.Option(help="Folder of the prepared TFDS data sets.")]
+CHUNKS = Annotated[int | None, typer.Option(help="Chunks that each large batch is computed in.")]
+TABLE_PRESET = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of 2 and 3: probe (5 epochs), short (15), quick (20 and 10,000 images; the "
+        "default) or paper (200)."
+    ),
+]
+JOBS = Annotated[int, typer.Option(help="Runs at a time; with several, each has one thread.")]
+RATES = Annotated[
+    str | None, typer.Option(help="File of learning rates that `noisylb tune` has written.")
+]
+OUTPUT = Annotated[str, typer.Option(help="Folder of the results; continues what lies there.")]
+DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and about its time only.")]
+
+
+def grid(header, rows, right=(), **options):
+    """A table for the terminal.
+
+    Args:
+        header: names of the columns.
+        rows: of strings.
+        right: numbers of the columns that are aligned at the right.
+        **options: of `rich.table.Table`.
+
+    Returns:
+        A `rich.table.Table`.
+    """
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", **options
+    )
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def preset_named(name):
+    """The preset of a name.
+
+    Args:
+        name: of `PRESETS`.
+
+    Returns:
+        A `Preset`.
+
+    Raises:
+        typer.Exit: if there is none of that name.
+    """
+    if name not in PRESETS:
+        fail(f"--preset received {name!r}, expected one of {', '.join(PRESETS)}. Change --preset.")
+    return PRESETS[name]
+
+
+@app.command(help="List the recipes of Tables 2 and 3, or print one with the source of each value.")
+def recipes(name: NAME = None, preset: PRESET = "paper"):
+    """Show recipes.
+
+    Args:
+        name: of one recipe; `None` lists all.
+        preset: name of the size.
+    """
+    scale = preset_named(preset).scale
+    console = Console()
+    if name is None:
+        header = ("recipe", "batch", "rate", "decay", "epochs", "paper, %")
+        rows = []
+        for cell in map(scale, RECIPES.values()):
+            batch = cell.small_batch_size if cell.regime == "sb" else cell.large_batch_size
+            paper = PUBLISHED[cell.row].get(cell.regime)
+            rows.append((
+                cell.name, str(batch), f"{cell.learning_rate:g}", f"{cell.weight_decay:g}",
+                str(cell.epochs), "–" if paper is None else f"{paper:.2f}",
+            ))  # fmt: skip
+        console.print(grid(header, rows, right=range(1, 6)))
+        return
+    if name not in RECIPES:
+        fail(
+            f"NAME received {name!r}, expected a row and a regime such as mnist-mlp/lb. "
+            "`noisylb recipes` lists them."
+        )
+    cell = scale(RECIPES[name])
+    sources = {source.field: str(source) for source in cell.sources}
+    rows = [
+        (field, str(value), sources.get(field, "the preset"))
+        for field, value in cell.to_dict().items()
+        if value is not None and field not in {"row", "regime", "sources"}
+    ]
+    console.print(grid(("field", "value", "from"), rows, title=name))
+
+
+@app.command(help="Train the cells of a table, each in a process of its own, and tabulate them.")
+def table(
+    number: TABLE,
+    rows: ROWS = None,
+    regimes: REGIMES = None,
+    labels: LABELS = None,
+    seeds: SEEDS = 3,
+    preset: TABLE_PRESET = None,
+    data_dir: DATA_DIR = None,
+    num_microbatches: CHUNKS = None,
+    rates: RATES = None,
+    jobs: JOBS = 1,
+    output: OUTPUT = "results/tables",
+    dry_run: DRY_RUN = False,
+):
+    """Train a table.
+
+    Args:
+        number: of the table.
+        rows: names of rows.
+        regimes: names of regimes.
+        labels: labels of recipes.
+        seeds: number of seeds.
+        preset: name of the size; `None` takes "quick" for 2 and 3 and the whole of small.
+        data_dir: folder of the prepared data sets.
+        num_microbatches: chunks of a large batch.
+        rates: file of learning rates in place of the recipes'.
+        jobs: number of runs at a time.
+        output: folder of the results.
+        dry_run: whether to plan only.
+    """
+    default = WHOLE if number == "small" else PRESETS["quick"]
+    size = preset_named(preset) if preset else default
+    console = Console()
+    folder = pathlib.Path(output) / size.name
+    settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
+
+    def repeat(queue):
+        from keras_noisylb.experiments.queue.plan import plan
+        from keras_noisylb.experiments.tables import accuracy, temperatures
+        from keras_noisylb.experiments.tune.rates import read
+
+        found = read(rates) if rates else {}
+        runs = plan(number, size, output, rows, regimes, seeds, found, labels)
+        names = dict.fromkeys(run.recipe.name for run in runs)
+        if rates and not found.keys() >= names.keys():
+            without = ", ".join(name for name in names if name not in found)
+            typer.echo(f"{rates} has no rate of {without}: the recipe's is taken.")
+        if dry_run:
+            show_plan(runs, console)
+            return
+        if number == "small":
+            form, words = temperatures, temperatures.caption()
+        else:
+            form, words = accuracy, accuracy.caption(number, size, bool(rates))
+        do(
+            queue, runs, settings, folder, console,
+            lambda: report(form, number, words, runs, folder, console), jobs,
+        )  # fmt: skip
+
+    work("queue.queue", repeat, output)
+
+
+def do(queue, runs, settings, folder, console, report, jobs=1):
+    """Train what is left, and report also where that is interrupted.
+
+    Args:
+        queue: the module `keras_noisylb.experiments.queue.queue`.
+        runs: list of `Run`.
+        settings: dictionary of the arguments of `Recipe.options`.
+        folder: `pathlib.Path` of all runs.
+        console: where progress is shown.
+        report: function without arguments.
+        jobs: number of runs that are trained at a time.
+
+    Raises:
+        typer.Exit: if a run failed.
+    """
+    queue.check_data(runs, settings)
+    with queue.alone(folder):
+        left = queue.prepare(runs, typer.echo)
+        try:
+            failed = queue.work(left, settings, console, jobs)
+        finally:
+            report()
+    if failed:
+        names = ", ".join(run.title for run in failed)
+        fail(f"{len(failed)} failed: {names}. The same command tries them again.")
+
+
+def report(form, number, words, runs, folder, console):
+    """Write and show the table of what is finished, if anything is.
+
+    Args:
+        form: the module that makes the table, `accuracy` or `temperatures`.
+        number: of the table.
+        words: its caption.
+        runs: list of `Run`.
+        folder: `pathlib.Path` that it is written to.
+        console: where it is shown.
+    """
+    from keras_noisylb.experiments import records
+
+    found = [run.record(console.print) for run in runs]
+    if not any(found):
+        return
+    lines = form.summarize(runs, found)
+    paths = folder / f"table{number}.md", folder / f"table{number}.csv"
+    records.write_text(paths[0], records.markdown(*form.cells(lines), words))
+    records.write_text(paths[1], form.to_csv(lines))
+    header, rows = form.cells(lines)
+    shown = []  # a line for the name of each row, so that the rest fits 80 columns
+    for name, group in itertools.groupby(rows, key=lambda row: row[0]):
+        shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]
+    console.print(grid(header[1:], shown, right=range(1, 6), caption=words))
+    console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)
+
+
+def show_plan(runs, console):
+    """Print what would be trained, and about how long that takes. Writes nothing.
+
+    Args:
+        runs: list of `Run`.
+        console: where it is printed.
+    """
+    from keras_noisylb.experiments.queue.estimate import predict, time_row
+
+    seconds, timings, rows = 0.0, {}, []
+    for run in runs:
+        recipe = run.recipe
+        if recipe.row not in timings:
+            console.print(f"Timing {recipe.row} ...")
+            timings[recipe.row] = time_row(recipe)
+        finished = run.finished()
+        timing = timings[recipe.row]
+        whole = predict(recipe, timing["seconds"]) * run.trainings
+        needed = whole * (1 - run.done() / run.length) + timing["start"]
+        needed = 0.0 if finished else needed
+        seconds += needed
+        state = "finished" if finished else f"{run.done()} of {run.length} {run.unit}"
+        rows.append((run.title, state, "–" if finished else duration(needed)))
+    console.print(grid(("run", "done", "about"), rows, right=(1, 2)))
+    devices = ", ".join({timing["device"] for timing in timings.values()})
+    console.print(f"{len(runs)} runs, about {duration(seconds)} on {devices}. Nothing was trained.")
+
+
+def duration(seconds):
+    """A time in words.
+
+    Args:
+        seconds: a number.
+    """
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,96 @@
+"""The commands `compare`, `train` and `report`, whose options are the fields of `Options`."""
+
+import dataclasses
+import inspect
+from typing import Annotated
+
+import typer
+
+from noisylb.app import app, fail, work
+from noisylb.protocol.options import Options, ReportOptions
+
+
+def run(module, job, values, options_class):
+    """Run something of the package with the values of the command line.
+
+    Args:
+        module: name of a module in `keras_noisylb.experiments`.
+        job: name of its function, which takes the options.
+        values: dictionary of the fields of the options.
+        options_class: `Options` or `ReportOptions`.
+
+    Raises:
+        typer.Exit: if it could not be run, or was interrupted.
+    """
+    try:
+        options = options_class(**values)
+    except ValueError as error:
+        fail(error)
+    work(module, lambda found: getattr(found, job)(options), options.output)
+
+
+def command(name, module, job, help_text, only=None, options_class=Options, **changes):
+    """Add a command whose options are fields of a class.
+
+    Args:
+        name: of the command.
+        module: name of the module in `keras_noisylb.experiments` that it runs.
+        job: name of the function of that module.
+        help_text: what it does.
+        only: names of the fields that it has; `None` for all.
+        options_class: `Options` or `ReportOptions`.
+        **changes: fields with another name, default or help, as `(flag, default, help)`.
+    """
+
+    def call(**values):
+        run(module, job, values, options_class)
+
+    parameters = []
+    for field in dataclasses.fields(options_class):
+        if only is not None and field.name not in only:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        flag, default, text = changes.get(field.name, (flag, field.default, field.metadata["help"]))
+        parser = field.metadata["parser"]
+        kind = Annotated[
+            str if parser else field.type, typer.Option(flag, help=text, parser=parser)
+        ]
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
+        )
+    call.__signature__ = inspect.Signature(parameters)
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(name, help=help_text)(call)
+
+
+ONE_REGIME = ("--regime", "lb-diagonal", "Regime: one of those of `compare`.")
+
+command(
+    "compare",
+    "compare",
+    "compare",
+    "Train several regimes side by side for equal epochs: table, picture and records.",
+)
+command(
+    "train",
+    "compare",
+    "compare",
+    "Train one regime, with the options of `compare`.",
+    regimes=ONE_REGIME,
+    output=("--output", "results/train", "Folder of the results; continues what lies there."),
+)
+command(
+    "report",
+    "noise_report",
+    "show",
+    "Say, layer by layer, how a regime's noise will be computed and what it costs. Trains nothing.",
+    only=(
+        "regimes", "model", "dataset", "large_batch_size", "small_batch_size", "normalization",
+        "ghost_batch_size", "estimator", "fisher", "engine", "max_examples", "conv", "damping",
+        "update_every", "sigma", "form", "memory",
+    ),
+    options_class=ReportOptions,
+    regimes=ONE_REGIME,
+)  # fmt: skip

@@ -1,0 +1,159 @@
+"""The command `tune`."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from noisylb import table_command as shared
+from noisylb.app import app, fail, work
+
+FACTORS = Annotated[
+    str | None,
+    typer.Option(help="What each recipe's rate is multiplied by, separated by commas (0.5,1,2)."),
+]
+TRIALS = Annotated[
+    int | None,
+    typer.Option(help="Search rate, momentum, noise and more at random, in so many trials."),
+]
+PARTS = Annotated[
+    str | None, typer.Option(help="What --trials searches, separated by commas (all).")
+]
+SHOWN = 3  # trials of each search
+
+
+@app.command(
+    help="Find the learning rate of each cell of Table 2 or 3, on a sixth of the training set that "
+    "is held out; `noisylb table --rates FILE` takes them. With --trials, search all that a "
+    "recipe leaves open."
+)
+def tune(
+    number: shared.NUMBER,
+    rows: shared.ROWS = None,
+    regimes: shared.REGIMES = None,
+    factors: FACTORS = None,
+    trials: TRIALS = None,
+    parts: PARTS = None,
+    seeds: shared.SEEDS = 1,
+    preset: shared.PRESET = "quick",
+    data_dir: shared.DATA_DIR = None,
+    num_microbatches: shared.CHUNKS = None,
+    output: shared.OUTPUT = "results/tuning",
+    dry_run: shared.DRY_RUN = False,
+):
+    """Tune learning rates, or search.
+
+    Args:
+        number: of the table.
+        rows: names of rows.
+        regimes: names of regimes.
+        factors: of the recipes' rates.
+        trials: number of trials of a search.
+        parts: names of what is searched.
+        seeds: number of seeds.
+        preset: name of the size.
+        data_dir: folder of the prepared data sets.
+        num_microbatches: chunks of a large batch.
+        output: folder of the results.
+        dry_run: whether to plan only.
+    """
+    size, console = shared.preset_named(preset), Console()
+    settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
+    folder = pathlib.Path(output) / size.name
+    if trials is not None and factors is not None:
+        fail("--factors is of the grid of rates, --trials of a search. Give one of them.")
+    if trials is None and parts is not None:
+        fail("--parts says what --trials searches. Give --trials 20, say.")
+
+    def rate_grid():
+        from keras_noisylb.experiments.tune import rates
+
+        runs = rates.grid(number, size, output, rows, regimes, seeds, multiples)
+        return runs, lambda: report_rates(size, folder, console)
+
+    def search():
+        try:
+            import keras_noisylb.tuning  # noqa: F401 -- says how KerasTuner is installed
+        except ImportError as error:
+            fail(error)
+        from keras_noisylb.experiments.tune.search import searches
+
+        runs = searches(number, size, output, rows, regimes, seeds, parts, trials)
+        return runs, lambda: report_trials(runs, console)
+
+    def find(queue):
+        runs, report = rate_grid() if trials is None else search()
+        if dry_run:
+            shared.show_plan(runs, console)
+        else:
+            shared.do(queue, runs, settings, folder, console, report)
+
+    try:
+        wanted = "0.5,1,2" if factors is None else factors
+        multiples = [float(factor) for factor in wanted.split(",") if factor.strip()]
+    except ValueError:
+        fail(f"--factors received {factors!r}, expected numbers as in 0.5,1,2. Change --factors.")
+    work("queue.queue", find, output)
+
+
+def report_rates(preset, folder, console):
+    """Write and show the best rates of all that is finished in a folder, if anything is.
+
+    Args:
+        preset: the `Preset`.
+        folder: `pathlib.Path` of all runs.
+        console: where they are shown.
+    """
+    from keras_noisylb.experiments import records
+    from keras_noisylb.experiments.tune import rates
+
+    cells = rates.summarize(rates.finished(folder, preset, typer.echo))
+    if not cells:
+        return
+    path = folder / "tuned.json"
+    records.write_json(path, rates.to_dict(cells, preset))
+    rows = []
+    for cell in cells:
+        tried = ", ".join(
+            f"{rate:g}: {'diverged' if found is None else f'{100 * found:.2f}'}"
+            for rate, found in cell.accuracies.items()
+        )
+        best = "–" if cell.learning_rate is None else f"{cell.learning_rate:g}"
+        rows.append((cell.name, tried, best + " (end)" * cell.at_an_end))
+    words = (
+        "Held-out accuracy in percent by learning rate. (end): of the grid, so a better rate "
+        "may lie beyond: widen --factors."
+    )
+    console.print(
+        shared.grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words)
+    )
+    console.print(f"Rates: {path}", soft_wrap=True)
+
+
+def report_trials(searches, console):
+    """Show the best trials of the searches that are finished, if any is.
+
+    Args:
+        searches: list of `keras_noisylb.experiments.tune.search.Search`.
+        console: where they are shown.
+    """
+    rows = []
+    for search in searches:
+        record = search.record(typer.echo)
+        if record is None:
+            continue
+        rows.append((search.recipe.name, "", f"{len(record['trials'])} trials"))
+        for trial in record["trials"][:SHOWN]:
+            spread = "" if trial["std"] is None else f" ± {100 * trial['std']:.2f}"
+            score = "–" if trial["score"] is None else f"{100 * trial['score']:.2f}{spread}"
+            values = ", ".join(f"{name} {trial['values'][name]:.4g}" for name in search.parts)
+            rows.append(("", score, trial["reason"] or values))
+    if rows:
+        words = (
+            "Held-out accuracy in percent of the best trials, each at its best epoch. All trials: "
+            "search.json in the folder of the recipe."
+        )
+        console.print(
+            shared.grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words)
+        )
