@@ -40,7 +40,7 @@ def show_warning(message, *_, **__):
 
 
 def work(name, call, output):
-    """Let a module of the paper work, and end the command with one line where that fails.
+    """Let a module of the experiments work, and end the command with one line where that fails.
 
     Args:
         name: of the module in `keras_noisylb.experiments`.
@@ -53,6 +53,7 @@ def work(name, call, output):
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        records = importlib.import_module("keras_noisylb.experiments.records")
         module = importlib.import_module(f"keras_noisylb.experiments.{name}")
     except ImportError as error:
         fail(error)
@@ -60,7 +61,7 @@ def work(name, call, output):
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             call(module)
-    except module.CompareError as error:
+    except records.CompareError as error:
         fail(error)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error

@@ -4,7 +4,14 @@ import importlib
 
 from noisylb.app import app
 
-for name in ("train", "batch_size", "table", "tune", "figure"):  # in the order of the help
+for name in (
+    "train",
+    "regimes",
+    "batch_size",
+    "table",
+    "tune",
+    "figure",
+):  # in the order of the help
     importlib.import_module(f"noisylb.{name}_command")
 
 

@@ -5,13 +5,12 @@ import pathlib
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from noisylb.app import app, fail, work
 from noisylb.protocol.paper import PUBLISHED, RECIPES
 from noisylb.protocol.recipe import PRESETS, WHOLE
+from noisylb.terminal import grid
 
 NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
 NUMBER = Annotated[str, typer.Argument(help="Table of the paper: 2 or 3.", metavar="2|3")]
@@ -38,7 +37,9 @@ PRESET = Annotated[
     ),
 ]
 DATA_DIR = Annotated[str | None, typer.Option(help="Folder of the prepared TFDS data sets.")]
-CHUNKS = Annotated[int | None, typer.Option(help="Chunks that each large batch is computed in.")]
+MICROBATCHES = Annotated[
+    int | None, typer.Option(help="Microbatches in which each large batch is computed.")
+]
 TABLE_PRESET = Annotated[
     str | None,
     typer.Option(
@@ -52,28 +53,6 @@ RATES = Annotated[
 ]
 OUTPUT = Annotated[str, typer.Option(help="Folder of the results; continues what lies there.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and about its time only.")]
-
-
-def grid(header, rows, right=(), **options):
-    """A table for the terminal.
-
-    Args:
-        header: names of the columns.
-        rows: of strings.
-        right: numbers of the columns that are aligned at the right.
-        **options: of `rich.table.Table`.
-
-    Returns:
-        A `rich.table.Table`.
-    """
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", **options
-    )
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number in right else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def preset_named(name):
@@ -139,7 +118,7 @@ def table(
     seeds: SEEDS = 3,
     preset: TABLE_PRESET = None,
     data_dir: DATA_DIR = None,
-    num_microbatches: CHUNKS = None,
+    num_microbatches: MICROBATCHES = None,
     rates: RATES = None,
     jobs: JOBS = 1,
     output: OUTPUT = "results/tables",
@@ -155,7 +134,7 @@ def table(
         seeds: number of seeds.
         preset: name of the size; `None` takes "quick" for 2 and 3 and the whole of small.
         data_dir: folder of the prepared data sets.
-        num_microbatches: chunks of a large batch.
+        num_microbatches: microbatches of a large batch.
         rates: file of learning rates in place of the recipes'.
         jobs: number of runs at a time.
         output: folder of the results.

@@ -65,7 +65,7 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
     app.command(name, help=help_text)(call)
 
 
-ONE_REGIME = ("--regime", "lb-diagonal", "Regime: one of those of `compare`.")
+ONE_REGIME = ("--regime", "lb-diagonal", "Regime. `noisylb regimes` lists them.")
 
 command(
     "compare",

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from noisylb import table_command as shared
 from noisylb.app import app, fail, work
+from noisylb.terminal import grid
 
 FACTORS = Annotated[
     str | None,
@@ -38,7 +39,7 @@ def tune(
     seeds: shared.SEEDS = 1,
     preset: shared.PRESET = "quick",
     data_dir: shared.DATA_DIR = None,
-    num_microbatches: shared.CHUNKS = None,
+    num_microbatches: shared.MICROBATCHES = None,
     output: shared.OUTPUT = "results/tuning",
     dry_run: shared.DRY_RUN = False,
 ):
@@ -54,7 +55,7 @@ def tune(
         seeds: number of seeds.
         preset: name of the size.
         data_dir: folder of the prepared data sets.
-        num_microbatches: chunks of a large batch.
+        num_microbatches: microbatches of a large batch.
         output: folder of the results.
         dry_run: whether to plan only.
     """
@@ -125,9 +126,7 @@ def report_rates(preset, folder, console):
         "Held-out accuracy in percent by learning rate. (end): of the grid, so a better rate "
         "may lie beyond: widen --factors."
     )
-    console.print(
-        shared.grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words)
-    )
+    console.print(grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words))
     console.print(f"Rates: {path}", soft_wrap=True)
 
 
@@ -154,6 +153,4 @@ def report_trials(searches, console):
             "Held-out accuracy in percent of the best trials, each at its best epoch. All trials: "
             "search.json in the folder of the recipe."
         )
-        console.print(
-            shared.grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words)
-        )
+        console.print(grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words))

@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_noisylb import DiagonalFisher, report
+from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.models import MLP
 from noisylb.main import app
 
@@ -67,6 +68,14 @@ def test_bad_options_are_refused_in_one_line(tmp_path, arguments, words):
     assert words in result.stderr
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("noisylb: error: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_regimes_are_listed():
+    result = CliRunner().invoke(app, ["regimes"], terminal_width=120, env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    for name, regime in REGIMES.items():
+        (line,) = [line for line in result.output.splitlines() if line.split()[:1] == [name]]
+        assert regime.title() in line and f"{regime.cost:g}" in line
 
 
 def test_train_runs_one_regime(tmp_path):

@@ -100,7 +100,7 @@ def test_compare_writes_everything(tmp_path, capsys):
     assert config["options"] == json.loads(json.dumps(chosen.resolved()))
     assert config["versions"]["keras"] == keras.__version__
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert "LB + diagonal Fisher" in (folder / "table.md").read_text()
+    assert "LB + diagonal (exact)" in (folder / "table.md").read_text()
     assert "±" in capsys.readouterr().out
     accuracies = [load(folder / f"lb-seed{s}" / "record.json")["test_accuracy"] for s in (4, 7)]
     assert summary["lb"]["test_accuracy"] == pytest.approx(np.mean(accuracies))
@@ -282,6 +282,7 @@ NOISES = {
     "lb-trace": ("FisherTrace", {"estimator": "per_example"}),
     "lb-diagonal": ("DiagonalFisher", {"estimator": "per_example"}),
     "lb-diagonal-split": ("DiagonalFisher", {"estimator": "split"}),
+    "lb-diagonal-a5": ("DiagonalFisher", {"estimator": "per_example", "conv": "uncorrelated"}),
     "lb-full": ("FullFisher", {"estimator": "weighted"}),
     "lb-full-split": ("FullFisher", {"estimator": "split"}),
     "lb-true": ("FullFisher", {"fisher": "true"}),
@@ -296,7 +297,11 @@ def test_every_regime_trains(tmp_path):
     changes = {"epochs": 1, "noise_fraction": 1.0, "large_batch_size": 50}
     summary = compare.compare(options(tmp_path, regimes=names, **changes))
     assert all(row["diverged_epochs"] == [] for row in summary.values())
-    assert len({row["train_loss"] for row in summary.values()}) == len(summary)
+    losses = {name: row["train_loss"] for name, row in summary.items()}
+    # A.5 is a formula for convolutions, which this network has none of.
+    assert losses.pop("lb-diagonal-a5") == pytest.approx(losses["lb-diagonal"])
+    assert len(set(losses.values())) == len(losses)
+    assert NOISES.keys() == {name for name, regime in REGIMES.items() if regime.make_noise}
     for name, (kind, expected) in NOISES.items():
         noise = REGIMES[name].noise(options(tmp_path))
         assert type(noise).__name__ == kind
@@ -308,6 +313,7 @@ def test_noise_options_reach_the_regimes(tmp_path):
     assert REGIMES["lb-diagonal"].noise(chosen).estimator == "weighted"
     assert REGIMES["lb-trace"].noise(chosen).fisher == "true"
     assert REGIMES["lb-diagonal-split"].noise(chosen).fisher == "empirical"
+    assert REGIMES["lb-diagonal-a5"].noise(chosen).estimator == "per_example"
     kronecker = REGIMES["lb-kfac"].noise(chosen)
     assert (kronecker.damping, kronecker.update_every) == (0.5, 7)
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
@@ -316,6 +322,23 @@ def test_noise_options_reach_the_regimes(tmp_path):
     assert noisy.optimizer.placement == "update" and noisy.num_microbatches == 2
     plain, _ = runs.compiled(model, REGIMES["sb"], 0.1, chosen, 100, 5)
     assert not isinstance(plain, NoisyModel)
+
+
+def test_titles_say_which_method_is_meant(tmp_path):
+    titles = {name: regime.title() for name, regime in REGIMES.items()}
+    assert len(set(titles.values())) == len(REGIMES)
+    assert len({regime.look for regime in REGIMES.values()}) == len(REGIMES)
+    assert titles["lb-diagonal"] == "LB + diagonal (exact)"
+    assert titles["lb-diagonal-a5"] == "LB + diagonal (A.5)"
+    assert titles["lb-diagonal-split"] == "LB + diagonal (split)"
+    assert titles["lb-full"] == "LB + full (weighted)" and titles["lb"] == "LB"
+    for changes, method in (
+        ({"conv": "uncorrelated", "multiplier": "matched"}, "A.5"),
+        ({"estimator": "weighted", "fisher": "true"}, "weighted, true Fisher"),
+    ):
+        chosen = options(tmp_path, **changes)
+        assert REGIMES["lb-diagonal"].title(chosen) == f"LB + diagonal ({method})"
+        assert REGIMES["lb-diagonal-split"].title(chosen) == "LB + diagonal (split)"
 
 
 def test_batch_change_is_small_first(tmp_path):

@@ -22,6 +22,7 @@ from keras_noisylb.experiments.figures import (
     training,
 )
 from keras_noisylb.experiments.figures import make as figures
+from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.models import MLP
 from keras_noisylb.quadratic import Quadratic, noise_factor
 from noisylb.main import app
@@ -263,8 +264,9 @@ def test_presets_can_be_run():
         assert preset.updates % preset.every == 0
         assert preset.measured_epochs[-1] == preset.options.epochs
         for name in {*figure2.NAMES, *figure3.NAMES}:
-            regime, rate = training.published_regime(name, preset.options)
-            assert rate > 0 and (regime.noise is None or regime.noise(preset.options))
+            chosen = dataclasses.replace(preset.options, regimes=name)
+            ((regime, rate),) = choose(chosen).values()
+            assert rate > 0 and (regime.noise(chosen) is None) == (name in {"sb", "lb"})
 
 
 def test_help_loads_no_framework():

@@ -148,9 +148,8 @@ def test_every_recipe_makes_options(name):
     options = recipe.options(0)
     ((regime, rate),) = choose(options).values()
     assert rate == recipe.learning_rate and options.ghost_batch_size == 128
-    assert (regime.noise is None) == (recipe.noise_epochs is None)
-    if regime.noise is not None:
-        regime.noise(options)
+    noise = regime.noise(options)
+    assert (noise is None) == (recipe.noise_epochs is None)
 
 
 def test_weight_decay_is_what_the_gradient_gets():

@@ -323,9 +323,9 @@ def test_markdown_and_csv():
     _, _, p = accuracy.welch([92.8, 93.0, 92.9], [91.9, 92.0, 91.8])
     assert text.splitlines()[2:6] == [
         f"{row} LB | 3.2 | 91.90 ± 0.10 | 3 | 91.93 | -0.03 |  |",
-        f"{row} LB + Fisher trace | 1.6 | 92.00 ± 0.00 (1 diverged) | 2 | 92.33 | -0.33 |  |",
-        f"{row} LB + diagonal Fisher | 1.6 | 92.90 ± 0.10 | 3 | 92.88 | +0.02 | yes, p = {p:.2g} |",
-        f"{row} LB + full, split | 1.6 | – | 0 | 93.22 | – |  |",
+        f"{row} LB + trace (A.5) | 1.6 | 92.00 ± 0.00 (1 diverged) | 2 | 92.33 | -0.33 |  |",
+        f"{row} LB + diagonal (A.5) | 1.6 | 92.90 ± 0.10 | 3 | 92.88 | +0.02 | yes, p = {p:.2g} |",
+        f"{row} LB + full (split) | 1.6 | – | 0 | 93.22 | – |  |",
     ]
     assert text.endswith(f"\n\n{words}\n") and "Welch" in words and "at the paper's size" in words
     assert "preset quick: 0.1 of the epochs and 10000" in accuracy.caption(

@@ -53,7 +53,7 @@ def test_recipes_can_be_trained():
         options = recipe.options(0)
         ((regime, rate),) = choose(options).values()
         assert rate == recipe.learning_rate
-        noise = regime.noise_at(options, rate)
+        noise = regime.noise(options, rate)
         assert (noise is None) == (recipe.multiplier is None)
         epochs = recipe.noise_epochs or recipe.small_epochs or 0
         assert options.noise_fraction * options.epochs == pytest.approx(epochs)
@@ -78,7 +78,7 @@ def test_matched_is_the_multiplier_at_the_rate_of_the_regime():
     options = recipe.options(0)
     for rate in (0.1, 0.4, 1.6):
         values = {**vars(options), "multiplier": "matched"}
-        noise = REGIMES[recipe.regime].noise_at(type(options)(**values), rate)
+        noise = REGIMES[recipe.regime].noise(type(options)(**values), rate)
         assert noise.multiplier == matched_multiplier(512, 32, rate, 0.1)
 
 

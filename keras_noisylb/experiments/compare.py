@@ -39,8 +39,9 @@ def prepare(options, problem=None):
         regimes = choose(options)
         for regime, rate in regimes.values():
             regime.batch_change(options)
-            if regime.noise is not None:
-                check_placement(options.placement, regime.noise_at(options, rate))
+            noise = regime.noise(options, rate)
+            if noise is not None:
+                check_placement(options.placement, noise)
         data = splits.load(options, problem.examples)
         build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
         network = problem.built(options, build)
@@ -64,7 +65,7 @@ def report(folder, options, regimes, results, reported, console):
     Returns:
         The summary.
     """
-    summary = table_of.summarize(regimes, results)
+    summary = table_of.summarize(regimes, results, options)
     records.write_json(folder / "summary.json", summary)
     header, rows = table_of.rows(summary, reported)
     seeds = len(options.seed_list)
@@ -89,7 +90,12 @@ def report(folder, options, regimes, results, reported, console):
     records.write_text(folder / "table.md", f"{text}\n\n{caption}\n")
     picture = folder / "compare.png"
     picture_of.draw(
-        picture, {regimes[n][0].title: [h for _, h in r] for n, r in results.items()}, reported
+        picture,
+        [
+            (regime.title(options), regime.look, [history for _, history in results[name]])
+            for name, (regime, _) in regimes.items()
+        ],
+        reported,
     )
     console.print(f"Picture: {picture}   Table: {folder / 'table.md'}", soft_wrap=True)
     return summary
@@ -132,13 +138,13 @@ def compare(options, problem=None):
     for seed in options.seed_list:
         for name, (regime, rate) in regimes.items():
             number += 1
-            batch = regime.batch_size(options)
-            say(f"[{number}/{total}] {regime.title}, seed {seed}: batch {batch}, rate {rate:g}")
+            batch, run = regime.batch_size(options), f"{regime.title(options)}, seed {seed}"
+            say(f"[{number}/{total}] {run}: batch {batch}, rate {rate:g}")
             record, history = runs.train(
                 folder / f"{name}-seed{seed}", build, regime, rate, options, seed, data, say
             )
             if record["diverged_epoch"] is not None:
-                say(f"{regime.title}, seed {seed}: diverged at epoch {record['diverged_epoch']}")
+                say(f"{run}: diverged at epoch {record['diverged_epoch']}")
             results[name].append((record, history))
     say(f"{time.perf_counter() - began:.0f} s")
     return report(folder, options, regimes, results, reported, console)

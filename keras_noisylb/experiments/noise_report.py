@@ -46,17 +46,18 @@ def show(options):
     try:
         regimes = choose(options)
         (regime, rate), *more = regimes.values()
-        if more or regime.noise is None:
+        noise = regime.noise(options, rate)
+        if more or noise is None:
             raise ValueError(
                 f"a report is about one regime with noise. Received: {', '.join(regimes)}. "
                 "Change --regime."
             )
-        noise, size = regime.noise_at(options, rate), options.large_batch_size
+        size = options.large_batch_size
         result = report(network_of(options), noise, size, memory=options.memory)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     console = Console()
-    console.print(f"{regime.title}: {options.model}, batch {options.large_batch_size}")
+    console.print(f"{regime.title(options)}: {options.model}, batch {options.large_batch_size}")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name in ("layer", "variables", "statistic"):
         table.add_column(name)

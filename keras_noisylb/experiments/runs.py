@@ -180,18 +180,18 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
         optimizer = keras.optimizers.AdamW(rates, weight_decay=options.weight_decay)
     else:
         optimizer = keras.optimizers.SGD(rates, momentum=options.momentum)
-    noise_steps, model = 0, network
-    if regime.noise is not None:
+    noise, noise_steps, model = regime.noise(options, learning_rate), 0, network
+    if noise is not None:
         steps = regime.batch_change(options).updates(num_examples, options.epochs)
         noise_steps = updates_in(options.noise_fraction, steps)
         optimizer = NoisyOptimizer(
             optimizer,
-            regime.noise_at(options, learning_rate),
+            noise,
             noise_steps=noise_steps,
             placement=options.placement,
             seed=seed,
         )
-    if regime.batch != "small" and (regime.noise is not None or options.num_microbatches):
+    if regime.batch != "small" and (noise is not None or options.num_microbatches):
         model = NoisyModel(network, options.num_microbatches)
     model.compile(
         optimizer=optimizer,

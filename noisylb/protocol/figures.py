@@ -89,7 +89,7 @@ PRESETS = {
             large_batch_size=4096,
             small_batch_size=128,
             epochs=200,
-            learning_rate="sb=0.1,lb=3.2,lb-diagonal=1.6",
+            learning_rate="sb=0.1,lb=3.2,lb-diagonal=1.6,lb-diagonal-a5=1.6,lb-diagonal-split=1.6",
             multiplier=1.0,
             num_microbatches=16,
             l2=5e-5,  # a weight decay of 1e-4: the gradient of l2 w² is 2 l2 w

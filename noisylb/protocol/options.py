@@ -53,8 +53,7 @@ class Options:
 
     regimes: str = option(
         "sb,lb,lb-trace,lb-diagonal,lb-diagonal-split",
-        "Regimes to train, separated by commas. Beside the default: lb-full, lb-full-split, "
-        "lb-true, lb-kfac, lb-isotropic, multiplicative, batch-change.",
+        "Regimes to train, separated by commas. `noisylb regimes` lists them.",
     )
     model: str = option(
         "lenet",
@@ -87,18 +86,21 @@ class Options:
     )
     estimator: str = option(
         "per_example",
-        "Estimator of lb-trace, lb-diagonal and lb-full: per_example, weighted or split "
-        "(lb-full takes weighted for per_example).",
+        "Estimator of the Fisher, for regimes that leave it open: per_example, weighted or split "
+        "(full noise takes weighted for per_example).",
     )
     fisher: str = option(
-        "empirical", "Labels of the Fisher: empirical or true; the split regimes use the data's."
+        "empirical",
+        "Labels of the Fisher: empirical or true. Regimes by split always use those of the data.",
     )
     placement: str = option("gradient", "Where the noise is added: gradient or update.")
-    sigma: float = option(0.1, "σ of multiplicative and lb-isotropic.")
-    form: str = option("coordinate", "Form of multiplicative: coordinate or example.")
-    damping: float = option(0.01, "Damping of lb-kfac, relative to each factor.")
-    update_every: int = option(1, "Updates for which lb-kfac uses the same factors.")
-    num_microbatches: int | None = option(None, "Chunks that each large batch is computed in.")
+    sigma: float = option(0.1, "σ of multiplicative and isotropic noise.")
+    form: str = option("coordinate", "Form of multiplicative noise: coordinate or example.")
+    damping: float = option(0.01, "Damping of K-FAC noise, relative to each factor.")
+    update_every: int = option(1, "Updates for which K-FAC noise uses the same factors.")
+    num_microbatches: int | None = option(
+        None, "Microbatches in which each large batch is computed."
+    )
     conv: str = option("exact", "Formula for convolutions: exact or uncorrelated.")
     engine: str = option("auto", "Engine of the noise: auto, layerwise or vectorized_map.")
     max_examples: int | None = option(None, "Examples per batch that estimate the noise (all).")

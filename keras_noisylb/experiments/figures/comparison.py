@@ -5,16 +5,6 @@ from matplotlib.figure import Figure
 
 from keras_noisylb.experiments import records
 
-# Okabe and Ito's colours, told apart by colour-blind readers, and line styles for print in grey.
-STYLES = (
-    ("#0072B2", "-"),
-    ("#D55E00", "--"),
-    ("#009E73", "-."),
-    ("#CC79A7", ":"),
-    ("#E69F00", (0, (5, 1))),
-    ("#56B4E9", (0, (1, 1))),
-)
-
 
 def mean_of(curves):
     """The mean over seeds, as far as at least one seed came.
@@ -48,18 +38,18 @@ def smoothed(curve, parts=100):
     return positions, np.array([curve[piece].mean() for piece in pieces])
 
 
-def draw(path, histories, reported):
+def draw(path, lines, reported):
     """Draw training loss per update and accuracy per epoch.
 
     Args:
         path: `pathlib.Path` of the PNG.
-        histories: dictionary of title to list of histories, one for each seed.
+        lines: list of `(title, look, histories)`: the `Look` of a regime, and one history for each
+            seed.
         reported: what the accuracy was measured on.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    for number, (title, seeds) in enumerate(histories.items()):
-        colour, style = STYLES[number % len(STYLES)]
+    for title, (colour, style, _), seeds in lines:
         thin = {"color": colour, "linewidth": 0.6, "alpha": 0.3}
         thick = {"color": colour, "linewidth": 2, "linestyle": style, "label": title}
         curves = [history["batch_loss"] for history in seeds if history["batch_loss"]]

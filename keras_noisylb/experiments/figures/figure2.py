@@ -8,7 +8,8 @@ import numpy as np
 from keras_noisylb.diagnostics import gradient_variance
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures import training
-from keras_noisylb.experiments.figures.style import LOOKS, MARKERS, claim, grid_of_axes
+from keras_noisylb.experiments.figures.style import claim, grid_of_axes
+from keras_noisylb.experiments.regimes import REGIMES
 
 NAMES = (
     "lb", "sb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
@@ -62,7 +63,7 @@ def measure(model, name, preset, split, seed):
         Dictionary of plain data, with one number for each kernel.
     """
     options = preset.options
-    regime, _ = training.published_regime(name, options)
+    regime = REGIMES[name]
     small = regime.batch == "small"
     result = gradient_variance(
         model,
@@ -70,7 +71,7 @@ def measure(model, name, preset, split, seed):
         split.x_train,
         split.y_train,
         batch_size=options.small_batch_size if small else options.large_batch_size,
-        noise=regime.noise and regime.noise(options),
+        noise=regime.noise(options),
         # A small batch is cheap, and its variance is what the others are divided by.
         draws=preset.draws * (4 if small else 1),
         seed=seed,
@@ -160,9 +161,10 @@ def draw(numbers):
         places = np.arange(values.shape[1]) + 0.09 * (number - (len(NAMES) - 1) / 2)
         means = values.mean(axis=0)
         spread = np.stack([means - values.min(axis=0), values.max(axis=0) - means])
+        colour, _, marker = REGIMES[name].look
         panel.errorbar(
-            places, means, spread, fmt=MARKERS[name], color=LOOKS[name][0], capsize=2,
-            markersize=7, label=training.title(name),
+            places, means, spread, fmt=marker, color=colour, capsize=2, markersize=7,
+            label=training.title(name),
         )  # fmt: skip
     ticks = [*(layers[k].replace("_", "\n", 1) for k in shown), "all\nparameters"]
     panel.set_xticks(np.arange(len(ticks)), ticks)

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from keras_noisylb.experiments.figures import training
-from keras_noisylb.experiments.figures.style import LOOKS, claim, grid_of_axes
+from keras_noisylb.experiments.figures.style import claim, grid_of_axes
+from keras_noisylb.experiments.regimes import REGIMES
 
 NAMES = (
     "sb", "lb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
@@ -35,7 +36,7 @@ def compute(preset, folder, say):
     regimes = {name: [] for name in NAMES}
     for seed in options.seed_list:
         for name in NAMES:
-            small = training.published_regime(name, options)[0].batch == "small"
+            small = REGIMES[name].batch == "small"
             size = options.small_batch_size if small else options.large_batch_size
             view = training.EqualUpdates.of(split, size, preset.every)
             _, record, history = training.trained(folder, name, options, seed, view, say)
@@ -130,7 +131,7 @@ def draw(numbers):
     panel = axes[0, 0]
     seeds = 0
     for name, runs in numbers["regimes"].items():
-        colour, line = LOOKS[name]
+        colour, line, _ = REGIMES[name].look
         seeds = max(seeds, len(runs))
         length = min(len(run["train_error"]) for run in runs)
         errors = np.array([run["train_error"][:length] for run in runs], dtype=float)

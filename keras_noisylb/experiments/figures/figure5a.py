@@ -10,6 +10,7 @@ from keras_noisylb.experiments import records, runs
 from keras_noisylb.experiments.figures import training
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.experiments.problem import builder
+from keras_noisylb.experiments.regimes import choose
 
 NORMS = ("full", "diagonal", "trace")
 LOOKS = {"full": ("#D55E00", "--", "s"), "diagonal": ("#0072B2", "-", "o")}
@@ -57,7 +58,7 @@ def along(preset, folder, split, seed, say):
         say(f"seed {seed}: finished before")
         return found
     options = dataclasses.replace(preset.options, quiet=True)
-    regime, rate = training.published_regime("lb", options)
+    regime, rate = choose(dataclasses.replace(options, regimes="lb"))["lb"]
     history = None
     while history is None:
         keras.backend.clear_session()

@@ -8,7 +8,8 @@ import numpy as np
 from keras_noisylb.diagnostics import sharpness
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures import training
-from keras_noisylb.experiments.figures.style import LOOKS, MARKERS, claim, grid_of_axes
+from keras_noisylb.experiments.figures.style import claim, grid_of_axes
+from keras_noisylb.experiments.regimes import REGIMES
 
 NAMES = ("lb", "lb-diagonal", "lb-diagonal-split", "lb-diagonal-a5", "sb")
 TOLERANCE = 1e-2  # of an eigenvalue; seeds differ by more
@@ -114,12 +115,12 @@ def draw(numbers):
     panel = axes[0, 0]
     for place, (name, runs) in enumerate(numbers["regimes"].items()):
         values = np.array([run["eigenvalue"] for run in runs])
-        colour = LOOKS[name][0]
+        colour, _, marker = REGIMES[name].look
         spread = values.std(ddof=1) if len(values) > 1 else 0.0
         panel.bar(place, values.mean(), 0.6, color=colour, alpha=0.35)
         panel.errorbar(place, values.mean(), spread, color=colour, capsize=6, linewidth=2)
         shifts = 0.12 * (np.arange(len(values)) - (len(values) - 1) / 2)
-        panel.plot(place + shifts, values, MARKERS[name], color=colour, markersize=6)
+        panel.plot(place + shifts, values, marker, color=colour, markersize=6)
     names = [training.title(name).replace(" + ", "\n+ ") for name in numbers["regimes"]]
     panel.set_xticks(np.arange(len(names)), names)
     panel.set(

@@ -1,17 +1,7 @@
-"""What the figures look like: colours that colour-blind readers tell apart, and line styles."""
+"""What the figures share: their axes, and how a claim is judged."""
 
 import numpy as np
 from matplotlib.figure import Figure
-
-from keras_noisylb.experiments.figures.comparison import STYLES
-
-# One style for each regime in all figures. Two more than a comparison has.
-ORDER = (
-    "sb", "lb", "lb-full", "lb-full-split", "lb-diagonal", "lb-diagonal-split", "lb-true",
-    "lb-diagonal-a5",
-)  # fmt: skip
-LOOKS = dict(zip(ORDER, (*STYLES, ("#000000", (0, (3, 1, 1, 1))), ("0.5", "-")), strict=True))
-MARKERS = dict(zip(ORDER, "osD^vPX*", strict=True))
 
 
 def grid_of_axes(rows, columns, width, height, **options):

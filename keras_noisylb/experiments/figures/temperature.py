@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from keras_noisylb.experiments import records
-from keras_noisylb.experiments.figures.style import LOOKS, MARKERS, grid_of_axes
+from keras_noisylb.experiments.figures.style import grid_of_axes
 from keras_noisylb.experiments.queue import plan
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
@@ -47,7 +47,7 @@ def make(tables, output, command, say):
             f"--tables received {tables}, in which no run of small/{ROW} is finished. Train them "
             "first: noisylb table small --data-dir DIR, or give the folder of another --output."
         )
-    lines.sort(key=lambda line: (list(LOOKS).index(line["regime"]), line["temperature"]))
+    lines.sort(key=lambda line: (list(REGIMES).index(line["regime"]), line["temperature"]))
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     versions = sorted({json.dumps(record["versions"], sort_keys=True) for record in found})
@@ -82,10 +82,10 @@ def draw(lines):
             x = [1e3 * line["temperature"] for line in points]
             y = [line[part] for line in points]
             errors = [standard_error(line, part) for line in points]
-            colour, _ = LOOKS[regime]
+            colour, _, marker = REGIMES[regime].look
             panel.errorbar(
-                x, y, errors, color=colour, marker=MARKERS[regime], linestyle="none", capsize=3,
-                markersize=7, label=REGIMES[regime].title,
+                x, y, errors, color=colour, marker=marker, linestyle="none", capsize=3,
+                markersize=7, label=points[0]["title"],
             )  # fmt: skip
             for line, across, up in zip(points, x, y, strict=True):
                 words = f"{line['rate']:g}"

@@ -8,42 +8,19 @@ import numpy as np
 from keras_noisylb.experiments import runs, splits
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.records import CompareError
-from keras_noisylb.experiments.regimes import REGIMES, Regime, choose
-from keras_noisylb.noise import DiagonalFisher
+from keras_noisylb.experiments.regimes import REGIMES, choose
 
 CHECKED = 1000  # test images that are looked at after every epoch of a few updates
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def published_regime(name, options):
-    """A regime and its learning rate.
-
-    Args:
-        name: one of `REGIMES`, or "lb-diagonal-a5", whose formula for convolutions is the paper's.
-        options: of the run.
-
-    Returns:
-        Tuple `(regime, learning rate)`.
-    """
-    if name == "lb-diagonal-a5":
-        regime = Regime(
-            "LB + diagonal, formula A.5",
-            "large",
-            lambda o: DiagonalFisher(
-                o.small_batch_size, conv="uncorrelated", multiplier=o.multiplier
-            ),
-        )
-        return regime, published_regime("lb-diagonal", options)[1]
-    return choose(dataclasses.replace(options, regimes=name))[name]
-
-
 def title(name):
-    """The name of a regime in legends.
+    """The title of a regime in legends.
 
     Args:
-        name: one of `REGIMES`, or "lb-diagonal-a5".
+        name: one of `REGIMES`.
     """
-    return "LB + diagonal, A.5" if name == "lb-diagonal-a5" else REGIMES[name].title
+    return REGIMES[name].title()
 
 
 def load(preset):
@@ -81,10 +58,10 @@ def trained(folder, name, options, seed, split, say):
     Returns:
         Tuple of the folder of the run, its record and its history.
     """
-    regime, rate = published_regime(name, options)
+    regime, rate = choose(dataclasses.replace(options, regimes=name))[name]
     build = builder(options, split.num_classes, split.x_test.shape[1:])
     run = folder / f"{name}-seed{seed}"
-    say(f"{regime.title}, seed {seed}: batch {regime.batch_size(options)}, rate {rate:g}")
+    say(f"{regime.title(options)}, seed {seed}: batch {regime.batch_size(options)}, rate {rate:g}")
     record, history = runs.train(run, build, regime, rate, options, seed, split, say)
     return run, record, history
 

@@ -6,10 +6,9 @@ import time
 
 from keras_noisylb.experiments.queue.plan import examples
 from keras_noisylb.experiments.queue.queue import ask
+from keras_noisylb.experiments.regimes import REGIMES
 
 TEST_EXAMPLES = 10_000  # looked at after every epoch, forward only: a third of the work
-# Cost of the noise in plain updates, about what benchmarks/step_overhead.py measures on a CPU.
-NOISE = {"lb-diagonal": 0.4, "lb-trace": 0.4, "lb-kfac": 0.5}
 
 
 def time_row(recipe):
@@ -59,4 +58,4 @@ def predict(recipe, timing):
     plain = first * epoch(recipe.small_batch_size)
     plain += (recipe.epochs - first) * epoch(recipe.large_batch_size)
     looks = recipe.epochs * TEST_EXAMPLES * each / 3
-    return plain * (1 + part * NOISE.get(recipe.regime, 0.0)) + looks
+    return plain * (1 + part * REGIMES[recipe.regime].cost) + looks

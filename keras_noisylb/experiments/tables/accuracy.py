@@ -6,14 +6,13 @@ import io
 import numpy as np
 from scipy import stats
 
-from keras_noisylb.experiments.regimes import REGIMES
+from keras_noisylb.experiments.regimes import REGIMES, title_of
 from noisylb.protocol.paper import PUBLISHED
 
 LEVEL = 0.05
-TESTED = ("lb-diagonal", "lb-diagonal-split")  # against LB
 FIELDS = (
-    "row", "dataset", "model", "regime", "rate", "seeds", "diverged", "mean", "std", "paper",
-    "difference", "welch_t", "welch_df", "welch_p", "beats_lb",
+    "row", "dataset", "model", "regime", "title", "rate", "seeds", "diverged", "mean", "std",
+    "paper", "difference", "welch_t", "welch_df", "welch_p", "beats_lb",
 )  # fmt: skip
 
 
@@ -64,10 +63,10 @@ def summarize(runs, records):
         paper = PUBLISHED.get(row, {}).get(regime)
         known = mean is not None and paper is not None
         _, others, _ = found.get((row, "lb"), (None, [], []))
-        test = welch(accuracies, others) if regime in TESTED else None
+        test = welch(accuracies, others) if REGIMES[regime].tested else None
         values = (
-            row, recipe.dataset, recipe.model, regime, recipe.learning_rate, len(percent),
-            len(diverged), mean,
+            row, recipe.dataset, recipe.model, regime, title_of(recipe), recipe.learning_rate,
+            len(percent), len(diverged), mean,
             float(np.std(percent, ddof=1)) if len(percent) > 1 else None, paper,
             mean - paper if known else None, *(test or (None, None, None)),
             test[2] < LEVEL if test else None,
@@ -114,17 +113,16 @@ def cells(lines):
         if line["diverged"]:
             ours += f" ({line['diverged']} diverged)"
         verdict = ""
-        if line["regime"] in TESTED:
+        if REGIMES[line["regime"]].tested:
             verdict = "–"
             if line["beats_lb"] is not None:
                 verdict = "yes, " * line["beats_lb"] + f"p = {line['welch_p']:.2g}"
-        title = REGIMES[line["regime"]].title
         difference = show(line["difference"], "+.2f")
         paper = show(line["paper"], ".2f")
         rate = f"{line['rate']:g}"
         rows.append((
             line["row"],
-            title,
+            line["title"],
             rate,
             ours,
             str(line["seeds"]),

@@ -3,12 +3,13 @@
 import numpy as np
 
 
-def summarize(regimes, results):
+def summarize(regimes, results, options):
     """The numbers of the table, over the seeds that did not diverge.
 
     Args:
         regimes: dictionary of name to `(regime, learning rate)`.
         results: dictionary of name to list of `(record, history)`, one for each seed.
+        options: the options of the comparison.
 
     Returns:
         Dictionary of name to dictionary.
@@ -25,7 +26,7 @@ def summarize(regimes, results):
         accuracies = [record["test_accuracy"] for record in finished]
         several = len(accuracies) > 1
         summary[name] = {
-            "title": regime.title,
+            "title": regime.title(options),
             "learning_rate": learning_rate,
             "seeds": len(found),
             "diverged_epochs": [r["diverged_epoch"] for r in found if r not in finished],

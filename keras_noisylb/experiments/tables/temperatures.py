@@ -6,13 +6,13 @@ import io
 import numpy as np
 from scipy import stats
 
-from keras_noisylb.experiments.regimes import REGIMES
+from keras_noisylb.experiments.regimes import REGIMES, title_of
 from keras_noisylb.experiments.tables.accuracy import welch
 from keras_noisylb.schedules import noise_temperature
 
 FIELDS = (
-    "row", "regime", "rate", "multiplier", "noise_part", "weight_decay", "temperature", "seeds",
-    "diverged", "train", "held_out", "held_out_std", "test", "test_std", "gain", "gain_se",
+    "row", "regime", "title", "rate", "multiplier", "noise_part", "weight_decay", "temperature",
+    "seeds", "diverged", "train", "held_out", "held_out_std", "test", "test_std", "gain", "gain_se",
     "paired_p", "welch_p",
 )  # fmt: skip
 
@@ -105,7 +105,7 @@ def line(recipe, metrics, base):
     paired = stats.ttest_1samp(gains, 0.0, alternative="greater").pvalue if several else None
     test_of_means = welch(list(ours.values()), list(others.values()))
     values = (
-        recipe.row, recipe.regime, recipe.learning_rate, recipe.multiplier,
+        recipe.row, recipe.regime, title_of(recipe), recipe.learning_rate, recipe.multiplier,
         (recipe.noise_epochs or recipe.small_epochs or 0) / recipe.epochs or None,
         recipe.weight_decay, temperature(recipe), len(test), len(metrics) - len(test), mean(train),
         mean(held_out), spread(held_out), mean(test), spread(test), mean(gains),
@@ -162,7 +162,7 @@ def cells(lines):
         if line["diverged"]:
             seeds += f" ({line['diverged']} diverged)"
         rows.append((
-            line["row"], REGIMES[line["regime"]].title, f"{line['rate']:g}",
+            line["row"], line["title"], f"{line['rate']:g}",
             show(line["multiplier"], "g"), show(line["noise_part"], "g"),
             f"{line['weight_decay']:g}",
             show(None if temperature is None else 1e3 * temperature, ".3g"), seeds,

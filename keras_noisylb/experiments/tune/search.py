@@ -80,14 +80,14 @@ def hypermodel(recipe, parts, settings):
 
     def noise(hp):
         own = {n: value_of(n, part, hp) for n, part in space.items() if n not in OF_TRAINING}
-        return regime.noise(dataclasses.replace(options, **own))
+        return regime.noise(dataclasses.replace(options, **own), recipe.learning_rate)
 
     chunked = large and options.num_microbatches
     return NoisyHyperModel(
         lambda hp: NoisyModel(build(), options.num_microbatches) if chunked else build(),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         seeds=recipe.seeds,
-        noise={recipe.regime: noise} if regime.noise else "none",
+        noise={recipe.regime: noise} if regime.make_noise else "none",
         large_batch_size=recipe.large_batch_size if large else recipe.small_batch_size,
         decay_factor=recipe.decay_factor,
         **{name: part for name, part in space.items() if name in OF_TRAINING},

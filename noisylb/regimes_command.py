@@ -1,0 +1,27 @@
+"""The command `regimes`."""
+
+from rich.console import Console
+
+from noisylb.app import app, work
+from noisylb.protocol.options import Options
+from noisylb.terminal import grid
+
+
+@app.command(help="List the regimes that `compare` and `train` know.")
+def regimes():
+    """List the regimes, with the noise and the cost that they have by default."""
+
+    def show(module):
+        rows = []
+        for name, regime in module.REGIMES.items():
+            noise = regime.noise(Options())
+            kind = "–" if noise is None else type(noise).__name__
+            rows.append((name, regime.title(), regime.batch, kind, f"{regime.cost:g}"))
+        caption = (
+            "batch: large, small, or change: first small, then large. cost: time that the noise "
+            "adds to an update, in updates without noise."
+        )
+        header = ("name", "title", "batch", "noise", "cost")
+        Console().print(grid(header, rows, right=(4,), caption=caption))
+
+    work("regimes", show, "the list")
