@@ -13,7 +13,7 @@ from keras_noisylb.callbacks import GradientNoise
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.moments import WithMoments
-from keras_noisylb.gradients.statistics import Statistic
+from keras_noisylb.gradients.statistics import PlainStep
 from keras_noisylb.training.step import Parts
 
 LOSS = keras.losses.MeanSquaredError()
@@ -131,7 +131,7 @@ def test_moments_are_unbiased(num_chunks, float64, rng):
     for order in map(list, itertools.permutations(range(4))):
         batch = Batch(tf.constant(x[order]), tf.constant(y[order]))
         target = nlb.gradients.objective(model, loss)
-        statistic = compute(target, batch, WithMoments(Statistic()), None, num_chunks).statistic
+        statistic = compute(target, batch, WithMoments(PlainStep()), None, num_chunks).statistic
         found.append([float(moment) for moment in statistic[1]])
     expected = [variance, data - variance / 4, total - variance / 4]
     np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-5)

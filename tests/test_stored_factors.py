@@ -192,3 +192,39 @@ def test_a_resumed_run_switches_the_noise_on_alike(saved_after, tmp_path):
             model.train_on_batch(x + step, y)
     for a, b in zip(*(m.optimizer.variables + m.weights for m in models), strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+class StoredSplit(nlb.noise.Noise):
+    """The split vector of every second batch, as it is."""
+
+    statistic, update_every = "split", 2
+
+    def amplitude(self, num_examples, parts, unit):
+        return 1.0
+
+    def sample(self, statistic, amplitude, draws):
+        return statistic
+
+
+def test_any_statistic_serves_several_updates(rng):
+    inputs = keras.Input((6,))
+    used, unused = L.Dense(3)(inputs), L.Dense(2)(inputs)
+    model = nlb.NoisyModel(keras.Model(inputs, [used, unused]))
+    optimizer = nlb.NoisyOptimizer(keras.optimizers.SGD(1e-3), StoredSplit(), seed=3)
+    model.compile(optimizer, [CROSSENTROPY, None], jit_compile=False)
+    kept, expected = [], []
+    for _ in range(3):
+        x, y = rng.standard_normal((M, 6)).astype("float32"), rng.integers(0, 3, M)
+        first = keras.Model(model.model.inputs, model.model.outputs[0])
+        halves = [
+            total_gradient(first, CROSSENTROPY, x[half], y[half])
+            for half in (slice(M // 2), slice(M // 2, None))
+        ]
+        expected.append([M**0.5 / 2 * (a - b) for a, b in zip(*halves, strict=True)])
+        model.train_on_batch(x, y)
+        kept.append([np.asarray(v) for v in optimizer.stored.value])
+    for step, measured_at in enumerate((0, 0, 2)):
+        for value, right in zip(kept[step][:2], expected[measured_at], strict=True):
+            np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-6)
+        assert not any(value.any() for value in kept[step][2:])
+    assert np.abs(expected[1][0] - expected[0][0]).max() > 1e-3

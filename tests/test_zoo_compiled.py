@@ -15,8 +15,8 @@ import keras_noisylb as nlb
 from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
-from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.labels import label_sampler
+from keras_noisylb.gradients.statistics import STATISTICS
 from keras_noisylb.training.randomness import Draws
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -70,10 +70,8 @@ def test_a_compiled_step_computes_what_the_step_computes(name, noise, float64, r
 
     def step(x, y):
         draws = Draws(tf.constant([3, 4]))
-        statistic = statistic_for(noise, model, x)
-        found = compute(
-            target, Batch(x, y), statistic, draws, 2 if noise.statistic == "split" else 1
-        )
+        statistic = STATISTICS.make(noise, model, x)
+        found = compute(target, Batch(x, y), statistic, draws, statistic.num_microbatches)
         sample = statistic.arrange(noise.sample(found.statistic, tf.constant(1.0), draws))
         keep = [] if noise in drawn else keras.tree.flatten(found.statistic)
         return found.gradients, keep, [value for _, value in found.state], sample

@@ -13,9 +13,11 @@ import keras_noisylb as nlb
 from keras_noisylb import callbacks, data, diagnostics, gradients, models, noise, quadratic, tuning
 from keras_noisylb.advising.advice import Advice
 from keras_noisylb.data import DatasetInfo
-from keras_noisylb.gradients import LayerRule
+from keras_noisylb.gradients import LayerRule, Statistic
+from keras_noisylb.gradients.batch import Batch
+from keras_noisylb.gradients.loss import Objective, Recorded
 from keras_noisylb.quadratic import ConvergenceBound, Quadratic
-from keras_noisylb.reporting.report import Report, Row
+from keras_noisylb.reporting.table import Report, Row
 
 Arrays = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -145,6 +147,30 @@ def statistics(model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
     rule = LayerRule(lambda layer, use, d, conv: {}, ("kernel",))
     gradients.RULES.register(keras.layers.Dense, rule)
     assert_type(gradients.RULES.get(keras.layers.Dense(3)), LayerRule | None)
+    gradients.STATISTICS.register("own", OwnStatistic)
+    statistic = assert_type(gradients.STATISTICS.get("own"), type[Statistic])
+    assert_type(statistic.stored_shapes(model), Any)
+    made = assert_type(gradients.STATISTICS.make(noises()[0], model, x), Statistic)
+    assert_type(made.notes(model, batch_size=64), list[str])
+    cost = assert_type(made.cost(keras.layers.Dense(3), 12, 1, 64), gradients.Cost)
+    assert_type(cost.multiplications, float)
+
+
+class OwnStatistic(Statistic):
+    """Twice the gradient."""
+
+    num_microbatches = 2
+
+    def measure(
+        self, objective: Objective, batch: Batch, draws: Any
+    ) -> tuple[Recorded, list[Any], Any]:
+        recorded = assert_type(objective.record(batch, draws), Recorded)
+        gradients = assert_type(recorded.data_gradients(), list[Any | None])
+        assert_type(batch.num_examples, Any)
+        return recorded, gradients, ()
+
+    def finish(self, sums: Any, gradients: list[Any], num_examples: Any) -> list[Any]:
+        return [g if g is None else 2 * g for g in gradients]
 
 
 def measured(model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:

@@ -3,15 +3,26 @@
 import keras
 import tensorflow as tf
 
-from keras_noisylb.gradients import layerwise, vectorized
+# Importing these modules registers their statistics.
+from keras_noisylb.gradients import kronecker, layerwise, vectorized, vectors  # noqa: F401
 from keras_noisylb.gradients.accumulate import compute
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import layerwise_layers, squares
 from keras_noisylb.gradients.loss import Objective, check_add_loss_reduction
 from keras_noisylb.gradients.rules import RULES, LayerRule
+from keras_noisylb.gradients.statistics import STATISTICS, Cost, Statistic
 from keras_noisylb.types import AddLossReduction, Conv, Engine, Loss, Nested, Sampler, Tensor
 
-__all__ = ["RULES", "LayerRule", "diagonal_fisher", "objective", "per_example_gradients"]
+__all__ = [
+    "RULES",
+    "STATISTICS",
+    "Cost",
+    "LayerRule",
+    "Statistic",
+    "diagonal_fisher",
+    "objective",
+    "per_example_gradients",
+]
 
 
 def objective(

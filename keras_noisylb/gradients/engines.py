@@ -1,22 +1,13 @@
-"""Choosing how the statistic that a noise asks for is obtained from a model."""
-
-import warnings
-import weakref
-
-import keras
+"""Choosing how per-example gradients are obtained from a model."""
 
 from keras_noisylb.gradients import vectorized
 from keras_noisylb.gradients.coverage import coverage
-from keras_noisylb.gradients.kronecker import KroneckerFactors, factored_places
 from keras_noisylb.gradients.layerwise import LayerwiseSquares
-from keras_noisylb.gradients.statistics import Gradient
-from keras_noisylb.gradients.vectors import Split, Weighted
-
-_warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+from keras_noisylb.gradients.statistics import STATISTICS, Statistic
 
 
-def layerwise_layers(model, x, engine="auto", conv="exact"):
-    """Decide between the engines.
+def choose(model, x, engine="auto", conv="exact"):
+    """Choose the engine.
 
     Args:
         model: the model.
@@ -25,16 +16,17 @@ def layerwise_layers(model, x, engine="auto", conv="exact"):
         conv: "exact" or "uncorrelated".
 
     Returns:
-        The layers that the layerwise engine records, or `None` for the vectorized_map engine.
+        Tuple of the layers that the layerwise engine records, or `None` for the vectorized_map
+        engine, and the reasons for which that one must replace the layerwise engine.
 
     Raises:
-        ValueError: if layerwise was asked for, by `engine` or `conv`, and cannot treat the model.
+        ValueError: if no engine, or not the one that was asked for, can treat the model.
     """
     if engine == "vectorized_map":
-        return None
+        return None, ()
     found = coverage(model, x)
     if not found.obstacles:
-        return found.layers
+        return found.layers, ()
     reasons, obstacle = "; ".join(found.obstacles), vectorized.obstacle(model)
     if engine == "layerwise" or conv == "uncorrelated":
         others = "" if obstacle else 'engine="vectorized_map" with conv="exact", or '
@@ -49,16 +41,21 @@ def layerwise_layers(model, x, engine="auto", conv="exact"):
             f"{reasons}. vectorized_map: {obstacle} Otherwise use, in a noise, "
             f"{vectorized.ANY_MODEL}."
         )
-    if model not in _warned:
-        _warned.add(model)
-        warnings.warn(
-            f"per-example gradients come from the slow vectorized_map engine: {reasons}.",
-            stacklevel=2,
-        )
-    return None
+    return None, found.obstacles
 
 
-def squares(model, x, engine="auto", max_examples=None, conv="exact"):
+def layerwise_layers(model, x, engine="auto", conv="exact"):
+    """The layers that the layerwise engine records, or `None` for the other one; see `choose`.
+
+    A warning says once if the other one is used without having been asked for.
+    """
+    layers, reasons = choose(model, x, engine, conv)
+    if reasons:
+        vectorized.warn_of_fallback(model, reasons)
+    return layers
+
+
+def squares(model, x, engine="auto", max_examples=None, conv="exact", true_labels=False):
     """The statistic "mean over examples of g_i²", with the engine that fits.
 
     Args:
@@ -67,35 +64,28 @@ def squares(model, x, engine="auto", max_examples=None, conv="exact"):
         engine: "auto", "layerwise" or "vectorized_map".
         max_examples: take the mean over the first so many examples only; `None` for all.
         conv: "exact" or "uncorrelated".
+        true_labels: whether the labels are drawn from the model.
 
     Returns:
-        A statistic for `accumulate.compute`.
-    """
-    layers = layerwise_layers(model, x, engine, conv)
-    if layers is None:
-        return vectorized.VectorizedSquares(max_examples)
-    return LayerwiseSquares(layers, max_examples, conv)
-
-
-def statistic_for(noise, model, x):
-    """The statistic that a noise turns into its sample.
-
-    Args:
-        noise: an object that names its statistic, "squares", "weighted", "split", "factors" or
-            "gradient", and has the options that it needs.
-        model: the model.
-        x: its inputs.
-
-    Returns:
-        A statistic for `accumulate.compute`.
+        A `LayerwiseSquares` or a `VectorizedSquares`.
 
     Raises:
-        ValueError: if it cannot be obtained for the model.
+        ValueError: if no engine, or not the one that was asked for, can treat the model.
     """
-    name = noise.statistic
-    if name == "squares":
-        return squares(model, x, noise.engine, noise.max_examples, noise.conv)
-    if name == "factors":
-        layers = layerwise_layers(model, x, engine="layerwise")
-        return KroneckerFactors(layers, factored_places(model), noise.damping, noise.max_examples)
-    return {"weighted": Weighted, "split": Split, "gradient": Gradient}[name]()
+    layers, reasons = choose(model, x, engine, conv)
+    if layers is not None:
+        return LayerwiseSquares(layers, max_examples, conv, true_labels)
+    vectorized.check_supported(model, x)
+    return vectorized.VectorizedSquares(max_examples, true_labels, reasons)
+
+
+class MeanSquares(Statistic):
+    """The mean over examples of g_i²: a `LayerwiseSquares` or a `VectorizedSquares`."""
+
+    @classmethod
+    def for_noise(cls, noise, model, x):
+        true_labels = noise.fisher == "true"
+        return squares(model, x, noise.engine, noise.max_examples, noise.conv, true_labels)
+
+
+STATISTICS.register("squares", MeanSquares)

@@ -14,11 +14,13 @@ import tensorflow as tf
 
 from keras_noisylb.gradients.blocks import positions, sizes
 from keras_noisylb.gradients.convolutions import channels_last, shifted_inputs
+from keras_noisylb.gradients.engines import layerwise_layers
 from keras_noisylb.gradients.layerwise import Tapped
 from keras_noisylb.gradients.loss import statistics_dtype
+from keras_noisylb.gradients.per_example import PerExample, mean_squares
 from keras_noisylb.gradients.rules import covered_variables
-from keras_noisylb.gradients.slices import chunk_size, mean_squares, sum_over_chunks
-from keras_noisylb.gradients.statistics import Statistic
+from keras_noisylb.gradients.slices import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.statistics import STATISTICS, Cost
 from keras_noisylb.gradients.taps import all_layers
 
 FACTORED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
@@ -72,7 +74,7 @@ def factored_places(model):
     return sorted(found, key=lambda place: place.kernel)
 
 
-class KroneckerFactors(Statistic):
+class KroneckerFactors(PerExample):
     """Roots of A and G for every factored layer, and mean g_i² for all other variables.
 
     The statistic is the tuple `(squares, roots)`: a list aligned with the trainable variables,
@@ -83,11 +85,27 @@ class KroneckerFactors(Statistic):
         places: from `factored_places`.
         damping: part of its mean eigenvalue that is added to the diagonal of each factor.
         max_examples: use the first so many examples only; `None` for all.
+        true_labels: whether the labels are drawn from the model.
     """
 
-    def __init__(self, layers, places, damping, max_examples=None):
-        self.layers, self.places = layers, places
-        self.damping, self.max_examples = damping, max_examples
+    def __init__(self, layers, places, damping, max_examples=None, true_labels=False):
+        super().__init__(max_examples, true_labels)
+        self.layers, self.places, self.damping = layers, places, damping
+
+    @classmethod
+    def for_noise(cls, noise, model, x):
+        layers = layerwise_layers(model, x, engine="layerwise")
+        places = factored_places(model)
+        return cls(layers, places, noise.damping, noise.max_examples, noise.fisher == "true")
+
+    @classmethod
+    def stored_shapes(cls, model):
+        places = factored_places(model)
+        covered = {index for place in places for index in (place.kernel, place.bias)}
+        squares = [
+            None if k in covered else shape for k, shape in enumerate(super().stored_shapes(model))
+        ]
+        return squares, [tuple((side, side) for side in place.sides) for place in places]
 
     def measure(self, objective, batch, draws):
         tapped = Tapped(objective, self.layers, batch, draws)
@@ -132,22 +150,17 @@ class KroneckerFactors(Statistic):
             found[place.kernel] = tf.reshape(matrix, place.shape)
         return found
 
+    def cost_per_example(self, layer, size, positions):
+        place = next((place for place in self.places if place.layer is layer), None)
+        if place is None:
+            return Cost(1.5 * size, "layer rule (diagonal)", False, size)
+        rows, columns = place.sides
+        numbers = rows**2 + columns**2
+        method = f"Kronecker factors {rows}×{rows}, {columns}×{columns}"
+        return Cost(positions * numbers, method, False, numbers)
 
-def stored_like(model):
-    """What a stored statistic of `KroneckerFactors` looks like.
 
-    Args:
-        model: a built Keras model.
-
-    Returns:
-        Shapes, nested as the statistic is.
-    """
-    places = factored_places(model)
-    covered = {index for place in places for index in (place.kernel, place.bias)}
-    squares = [
-        None if k in covered else tuple(v.shape) for k, v in enumerate(model.trainable_variables)
-    ]
-    return squares, [tuple((side, side) for side in place.sides) for place in places]
+STATISTICS.register("factors", KroneckerFactors)
 
 
 def _factors(place, kernel, count, unit):

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.loss import statistics_dtype
-from keras_noisylb.gradients.slices import mean_squares
-from keras_noisylb.gradients.statistics import Statistic
+from keras_noisylb.gradients.per_example import Squares
+from keras_noisylb.gradients.statistics import Cost
 from keras_noisylb.gradients.taps import intercept, record_use
 from keras_noisylb.gradients.variable_gradients import variable_gradients
 
@@ -52,17 +52,19 @@ class Tapped:
         return variable_gradients(self.uses, gradients, self.conv, cut), more
 
 
-class LayerwiseSquares(Statistic):
+class LayerwiseSquares(Squares):
     """The mean over examples of g_i², layer by layer.
 
     Args:
         layers: the layers to record, as found by `coverage`.
         max_examples: take the mean over the first so many examples only; `None` for all.
         conv: "exact", or "uncorrelated" for the paper's A.5.
+        true_labels: whether the labels are drawn from the model.
     """
 
-    def __init__(self, layers, max_examples=None, conv="exact"):
-        self.layers, self.max_examples, self.conv = layers, max_examples, conv
+    def __init__(self, layers, max_examples=None, conv="exact", true_labels=False):
+        super().__init__(max_examples, true_labels)
+        self.layers, self.conv = layers, conv
 
     def measure(self, objective, batch, draws):
         tapped = Tapped(objective, self.layers, batch, draws, self.conv)
@@ -87,8 +89,10 @@ class LayerwiseSquares(Statistic):
             gradients = recorded.data_gradients()
         return recorded, gradients, ([squares.get(id(v)) for v in variables], count)
 
-    def finish(self, sums, gradients, num_examples):
-        return mean_squares(sums)
+    def cost_per_example(self, layer, size, positions):
+        if self.conv == "uncorrelated" and hasattr(layer, "kernel_size"):
+            return Cost(positions * size, "A.5 (uncorrelated positions)", False, size)
+        return Cost(size if positions == 1 else 1.5 * size, "layer rule", True, size)
 
 
 def per_example_gradients(objective, layers, batch):

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import keras
 import tensorflow as tf
@@ -159,7 +159,7 @@ class Objective:
             loss = loss - tf.cast(found, loss.dtype)
         return loss if extra_loss is None else loss + tf.cast(extra_loss, loss.dtype)
 
-    def record(self, batch, draws):
+    def record(self, batch: Batch, draws: Any) -> "Recorded":
         """Run the model in training mode on the chunk's rows.
 
         Args:
@@ -218,25 +218,25 @@ class Recorded:
     objective: Objective
     batch: Batch
     tape: tf.GradientTape
-    y_pred: object
-    data_loss: object
-    fisher_loss: object
-    extra_loss: object
-    scaled_extra_loss: object
-    state: list
+    y_pred: Nested
+    data_loss: Tensor
+    fisher_loss: Tensor
+    extra_loss: Tensor | None
+    scaled_extra_loss: Tensor | None
+    state: list[tuple[keras.Variable, Tensor]]
 
-    def data_gradients(self):
+    def data_gradients(self) -> list[Tensor | None]:
         """The chunk's part of the data loss' gradient; `None` where a variable has none."""
         gradients = self.tape.gradient(self.data_loss, self.objective.variables)
         return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
 
-    def output_gradients(self, loss):
+    def output_gradients(self, loss: Tensor) -> list[Tensor]:
         """The gradient of a recorded loss at the (flat) outputs."""
         outputs = keras.tree.flatten(self.y_pred)
         zero = tf.UnconnectedGradients.ZERO
         return self.tape.gradient(loss, outputs, unconnected_gradients=zero)
 
-    def with_extra(self, gradients):
+    def with_extra(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """`gradients` and those of the model's own losses."""
         if self.scaled_extra_loss is None:
             return gradients

@@ -18,6 +18,7 @@ class WithMoments(Statistic):
 
     def __init__(self, inner):
         self.inner = inner
+        self.num_microbatches = max(inner.num_microbatches, 2)
 
     def measure(self, objective, batch, draws):
         recorded, gradients, sums = self.inner.measure(objective, batch, draws)

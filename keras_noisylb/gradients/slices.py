@@ -53,18 +53,3 @@ def sum_over_chunks(function, arrays, num_examples, chunk, like):
     # One chunk after the other: running several at once would multiply the memory.
     _, sums = tf.while_loop(lambda k, sums: k < num_chunks, body, (0, zeros), parallel_iterations=1)
     return sums
-
-
-def mean_squares(sums):
-    """Means from sums over examples.
-
-    Args:
-        sums: tuple of the list of Σ g_i² (or `None`) and the number of examples in the sums.
-
-    Returns:
-        List of tensors (or `None`).
-    """
-    squares, count = sums
-    return [
-        None if s is None else tf.math.divide_no_nan(s, tf.cast(count, s.dtype)) for s in squares
-    ]

@@ -79,6 +79,19 @@ class StoredStatistic:
             variable.assign(ops.where(measured, ops.cast(value, variable.dtype), variable))
 
 
+def without_gaps(statistic, like):
+    """`statistic` with zeros where it is `None` and the stored one, `like`, is not.
+
+    A variable that the loss does not depend on has no gradient, but a place in the store.
+    """
+
+    def fill(value, stored):
+        missing = value is None and stored is not None
+        return ops.zeros_like(stored) if missing else value
+
+    return keras.tree.map_structure(fill, statistic, like)
+
+
 def _map_shapes(function, shapes):
     """Apply a function to every shape in nested lists and tuples of shapes and `None`s."""
     if shapes is None:

@@ -6,16 +6,22 @@ each example is differentiated alone with these frozen. On a model with Ghost BN
 gradient of ℓ_i at fixed statistics, not the contribution through them that `layerwise` computes.
 """
 
+import warnings
+import weakref
+
 import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.coupling import coupling
 from keras_noisylb.gradients.loss import call_model, statistics_dtype
+from keras_noisylb.gradients.per_example import Squares
 from keras_noisylb.gradients.replay import MASKS, record, replay, replayed_layers
 from keras_noisylb.gradients.scope import Scope
-from keras_noisylb.gradients.slices import chunk_size, mean_squares, sum_over_chunks
-from keras_noisylb.gradients.statistics import Statistic, where_known
+from keras_noisylb.gradients.slices import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.statistics import Cost, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
+
+_warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 ANY_MODEL = 'estimator="weighted" or "split", which treat every model'
 
@@ -63,6 +69,17 @@ def check_supported(model, x):
     found = obstacle(model) or coupling(model, x)
     if found is not None:
         raise _refusal(found)
+
+
+def warn_of_fallback(model, reasons):
+    """Say once for a model that this engine is used, and why the fast one cannot be."""
+    if model not in _warned:
+        _warned.add(model)
+        because = "; ".join(reasons)
+        warnings.warn(
+            f"per-example gradients come from the slow vectorized_map engine: {because}.",
+            stacklevel=2,
+        )
 
 
 def _refusal(reason):
@@ -140,17 +157,24 @@ class Replay:
         ]
 
 
-class VectorizedSquares(Statistic):
+class VectorizedSquares(Squares):
     """The mean over examples of g_i², one example at a time.
 
     Args:
         max_examples: take the mean over the first so many examples only; `None` for all.
+        true_labels: whether the labels are drawn from the model.
+        reasons: why the layerwise engine cannot treat the model; none if it was not asked for.
     """
 
-    def __init__(self, max_examples=None):
-        self.max_examples = max_examples
+    readable_memory = False
+
+    def __init__(self, max_examples=None, true_labels=False, reasons=()):
+        super().__init__(max_examples, true_labels)
+        self.reasons = reasons
 
     def measure(self, objective, batch, draws):
+        if self.reasons:
+            warn_of_fallback(objective.model, self.reasons)
         replay = Replay(objective, batch, draws)
         variables = objective.variables
         arrays, count = replay.arrays(), batch.share_of(self.max_examples)
@@ -171,8 +195,12 @@ class VectorizedSquares(Statistic):
         gradients = replay.recorded.data_gradients()
         return replay.recorded, gradients, (where_known(gradients, sums), count)
 
-    def finish(self, sums, gradients, num_examples):
-        return mean_squares(sums)
+    def cost_per_example(self, layer, size, positions):
+        return Cost(3 * positions * size + size, "vectorized_map", True, size)
+
+    def notes(self, model, batch_size):
+        because = [f"vectorized_map, because {'; '.join(self.reasons)}."] if self.reasons else []
+        return because + super().notes(model, batch_size)
 
 
 def _column(keep, like):

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from keras_noisylb.gradients.accumulate import packing
 from keras_noisylb.gradients.loss import statistics_dtype
-from keras_noisylb.gradients.microbatches import halves_contrast
-from keras_noisylb.gradients.statistics import Statistic, where_known
+from keras_noisylb.gradients.microbatches import cut, ghost_sizes, halves_contrast
+from keras_noisylb.gradients.statistics import STATISTICS, Cost, Statistic, where_known
 
 
 class Weighted(Statistic):
@@ -31,6 +31,12 @@ class Weighted(Statistic):
         # The sums are those of w_i g_i / M.
         return [None if s is None else s * tf.sqrt(tf.cast(num_examples, s.dtype)) for s in sums]
 
+    def cost(self, layer, size, positions, batch_size):
+        return Cost(2 * positions * size, "weighted backward pass", True, size)
+
+
+STATISTICS.register("weighted", Weighted)
+
 
 class Split(Statistic):
     """v = sqrt(n_A n_B / M) (G_A - G_B), G_A and G_B the mean gradients of the batch's halves.
@@ -41,6 +47,8 @@ class Split(Statistic):
     ghosts that they share, and that costs one more backward pass.
     """
 
+    num_microbatches = 2
+
     def measure(self, objective, batch, draws):
         recorded = objective.record(batch, draws)
         gradients = recorded.data_gradients()
@@ -48,6 +56,22 @@ class Split(Statistic):
 
     def finish(self, sums, gradients, num_examples):
         return sums
+
+    def cost(self, layer, size, positions, batch_size):
+        return Cost(0, "difference of the halves", True, size)
+
+    def notes(self, model, batch_size):
+        found = ["Covariance around the mean gradient (equation 3), not F around zero."]
+        if cut(batch_size, 2, ghost_sizes(model)).number < 2:
+            found.insert(
+                0,
+                f"The {batch_size} examples cannot be halved between ghost batches: the halves "
+                "share them, which costs one more backward pass.",
+            )
+        return found
+
+
+STATISTICS.register("split", Split)
 
 
 def as_statistics(gradients, variables):

@@ -1,11 +1,13 @@
 """How much memory a step takes, read off its graph before it runs."""
 
+import math
+
 import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.loss import Objective
-from keras_noisylb.gradients.microbatches import cut
+from keras_noisylb.gradients.microbatches import cut, ghost_sizes
 from keras_noisylb.gradients.slices import CHUNK_BYTES
 from keras_noisylb.training.randomness import Draws
 
@@ -13,6 +15,52 @@ from keras_noisylb.training.randomness import Draws
 # side, work spaces and copies of the CPU's convolutions, and holes in the heap.
 ALLOWANCE = 3
 SAME_MEMORY = {"Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "StopGradient"}
+
+
+def fit(model, noise, statistic, specs, batch_size, memory):
+    """Find the fewest microbatches that fit into memory.
+
+    Args:
+        model: a built Keras model.
+        noise: the noise.
+        statistic: the `Statistic` that is computed beside the gradient.
+        specs: nested `tf.TensorSpec`s of the inputs.
+        batch_size: examples of one batch on one device.
+        memory: GiB that a step may take.
+
+    Returns:
+        Tuple of the number of microbatches, or `None` if no number is enough, the GiB that they
+        take, and a sentence that says both.
+
+    Raises:
+        ValueError: if the memory of the statistic cannot be read off the graph.
+    """
+    if not statistic.readable_memory:
+        raise ValueError(
+            "the memory of this noise's statistic cannot be read off the graph of a step (that of "
+            "the vectorized_map engine cannot). Leave `memory` out, or use a noise with "
+            'estimator="split" or "weighted".'
+        )
+    true_labels = noise.fisher == "true"
+    parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+    ghosts = ghost_sizes(model)
+
+    def bytes_of(rows):
+        # In chunks, the sums of the chunks before are kept: a gradient and a statistic.
+        sums = 8 * parameters if rows < batch_size else 0
+        return sums + chunk_bytes(model, statistic, specs, rows, true_labels)
+
+    number, found = fewest_chunks(bytes_of, memory * 2**30, batch_size, ghosts)
+    taken = found / 2**30
+    if number is None:
+        smallest = cut(batch_size, batch_size, ghosts).largest
+        note = (
+            f"No num_microbatches keeps a step within {memory:g} GiB: a chunk of {smallest} "
+            f"examples, the smallest, takes {taken:.2f} GiB."
+        )
+    else:
+        note = f"num_microbatches={number} keeps a step within {memory:g} GiB: {taken:.2f} GiB."
+    return number, taken, note
 
 
 def fewest_chunks(bytes_of, limit, batch_size, ghosts):

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_noisylb.gradients.batch import Batch
-from keras_noisylb.gradients.kronecker import stored_like
 from keras_noisylb.gradients.labels import labels_for
 from keras_noisylb.gradients.loss import Objective, call_model, check_add_loss_reduction
+from keras_noisylb.gradients.statistics import STATISTICS
 from keras_noisylb.gradients.stored import StoredStatistic
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
@@ -101,11 +101,11 @@ class NoisyModel(keras.Model):
         if noisy is not None and noisy.noise.update_every > 1:
             if not self.built:
                 raise ValueError(
-                    f"A noise with update_every={noisy.noise.update_every} keeps factors of the "
-                    "size of the model's layers. Build the model (give it an Input layer, or call "
-                    "it on a batch of inputs) before it is compiled."
+                    f"A noise with update_every={noisy.noise.update_every} keeps a statistic of "
+                    "the size of the model's layers. Build the model (give it an Input layer, or "
+                    "call it on a batch of inputs) before it is compiled."
                 )
-            shapes = stored_like(self)
+            shapes = STATISTICS.get(noisy.noise.statistic).stored_shapes(self)
             # Compiled once more, the same optimizer goes on with what it has.
             if noisy.stored is None or noisy.stored.shapes != shapes:
                 noisy.stored = StoredStatistic(shapes, noisy.noise.update_every)

@@ -6,10 +6,10 @@ import keras
 import tensorflow as tf
 
 from keras_noisylb.gradients.accumulate import compute, packing
-from keras_noisylb.gradients.engines import statistic_for
 from keras_noisylb.gradients.loss import mask_of, with_masks
 from keras_noisylb.gradients.moments import WithMoments, squared_norm
-from keras_noisylb.gradients.statistics import Statistic
+from keras_noisylb.gradients.statistics import STATISTICS, PlainStep
+from keras_noisylb.gradients.stored import without_gaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Step:
         """
         if self.noise is None:
             return self._without_noise()
-        statistic = statistic_for(self.noise, self.objective.model, self.batch.x)
+        statistic = STATISTICS.make(self.noise, self.objective.model, self.batch.x)
         found = []
 
         def flat(function):
@@ -128,7 +128,7 @@ class Step:
         def without_noise():
             if self.stored is None:
                 return flat(self._without_noise)()
-            with_stored = flat(lambda: self._with_noise(statistic, Statistic()))
+            with_stored = flat(lambda: self._with_noise(statistic, PlainStep()))
             return tf.cond(noise_on, with_stored, flat(self._without_noise))
 
         measured = flat(lambda: self._with_noise(statistic, statistic))
@@ -142,11 +142,13 @@ class Step:
         return dataclasses.replace(outcome, state=state, y_pred=y_pred)
 
     def _with_noise(self, statistic, measured):
-        halves = self.noise.statistic == "split"
-        computed, found, moments = self._compute(measured, halves)
+        computed, found, moments = self._compute(measured)
         amplitude = self.parts.amplitude(self.noise, self.batch.num_examples)
-        used = found
-        if measured is not statistic:
+        if self.stored is None:
+            used = found
+        elif measured is statistic:
+            used = without_gaps(found, self.stored)
+        else:
             used, amplitude = self.stored, amplitude * self.parts.unit / self.stored_unit
         draws = self.noise_draws.restarted().fold_in(1)
         sample = statistic.arrange(self.noise.sample(used, amplitude, draws))
@@ -156,13 +158,13 @@ class Step:
         return self._outcome(computed, noise, moments, stored)
 
     def _without_noise(self):
-        computed, _, moments = self._compute(Statistic())
+        computed, _, moments = self._compute(PlainStep())
         return self._outcome(computed, [None] * len(computed.gradients), moments, self.stored)
 
-    def _compute(self, statistic, halves=False):
+    def _compute(self, statistic):
         if self.monitored:
-            statistic, halves = WithMoments(statistic), True
-        chunks = max(self.num_chunks, 2) if halves else self.num_chunks
+            statistic = WithMoments(statistic)
+        chunks = max(self.num_chunks, statistic.num_microbatches)
         # Every branch has the same numbers, however many of them are traced or run.
         draws = self.draws and self.draws.restarted().fold_in(0)
         computed = compute(self.objective, self.batch, statistic, draws, chunks)
