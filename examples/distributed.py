@@ -37,6 +37,7 @@ with strategy.scope():
         nlb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
             nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
+            noise_fraction=0.25,
             seed=0,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -47,7 +48,6 @@ model.fit(
     y_train,
     batch_size=1000,  # of all devices together
     epochs=options.epochs,
-    callbacks=[nlb.NoiseTermination(fraction=0.25)],
     validation_data=(x_test, y_test),
     verbose=2,
 )

@@ -27,6 +27,7 @@ model.compile(
     nlb.NoisyOptimizer(
         keras.optimizers.SGD(0.1, momentum=0.9),
         nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3),
+        noise_fraction=0.25,
         seed=0,
     ),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -37,7 +38,7 @@ history = model.fit(
     y_train,
     batch_size=500,
     epochs=options.epochs,
-    callbacks=[nlb.GradientNoiseMonitor(), nlb.NoiseTermination(fraction=0.25)],
+    callbacks=[nlb.GradientNoiseMonitor()],
     verbose=0,
 ).history
 

@@ -17,7 +17,7 @@ if _backend != "tensorflow":
 from keras_noisylb import data, diagnostics, gradients, models, noise, quadratic, schedules
 from keras_noisylb.advising.advise import advise
 from keras_noisylb.batch_change import BatchChange
-from keras_noisylb.callbacks import GradientNoiseMonitor, NoiseTermination
+from keras_noisylb.callbacks import GradientNoiseMonitor
 from keras_noisylb.experiments.python_api import compare
 from keras_noisylb.layers import GhostBatchNormalization, replace_batch_norm
 from keras_noisylb.noise import (
@@ -63,7 +63,6 @@ __all__ = [
     # callbacks and schedules
     "BatchChange",
     "GradientNoiseMonitor",
-    "NoiseTermination",
     "WarmupStepDecay",
     "linear_scaling",
     "matched_multiplier",

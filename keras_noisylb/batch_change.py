@@ -166,7 +166,10 @@ class _OneTraining(keras.callbacks.CallbackList):
 
     def set_params(self, params):
         self.part_epochs = params.get("epochs")
-        super().set_params({**params, **self.whole} if params else params)
+        if params:
+            # In place: Keras hands the same dictionary to the callbacks that `model.fit` adds.
+            params.update(self.whole)
+        super().set_params(params)
 
     def on_train_begin(self, logs=None):
         if not self.begun:

@@ -1,5 +1,6 @@
 """The optimizer wrapper: which noise, when, and with which random numbers."""
 
+import numbers
 import random
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from keras_noisylb.noise.base import one_of
 from keras_noisylb.types import Placement, Tensor
 
 NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
+UNKNOWN = -1  # until `fit` has computed the step count from `noise_fraction`
 
 
 def _of_inner(name):
@@ -38,7 +40,12 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         inner_optimizer: the `keras.optimizers.Optimizer` that makes the updates.
         noise: the noise to add, for example `DiagonalFisher(small_batch_size=128)`.
         noise_steps: number of updates after which the noise ends; `None` for never. Can be
-            assigned during training.
+            assigned during training, but not beside a `noise_fraction`.
+        noise_fraction: fraction of the training with noise, from 0 to 1, for training by
+            `NoisyModel.fit`. The paper's is a quarter (A.7). When an epoch starts, `fit` computes
+            `noise_steps` from its epochs and its steps per epoch. With data of unknown length, the
+            noise ends with the first epoch that starts after the fraction. A resumed run ends the
+            noise at the same step as an uninterrupted one.
         placement: where the noise enters. `"gradient"`: the gradient that `inner_optimizer` gets,
             so that momentum accumulates it, and clipping and weight decay act on it as on any
             gradient. `"update"`: the learning rate times the noise is added to the parameters
@@ -48,7 +55,10 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     Raises:
         ValueError: for an optimizer that is not Keras' or scales the loss, something that is not a
-            noise, or a number of steps that is not a non-negative integer.
+            noise, a number of steps that is not a non-negative integer, a fraction outside of
+            [0, 1], or `noise_steps` together with `noise_fraction`.
+        RuntimeError: for a step with `noise_fraction` before `NoisyModel.fit` has run, as in
+            `train_on_batch` and custom loops.
 
     Example:
     ```python
@@ -57,10 +67,11 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         keras_noisylb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
             noise=keras_noisylb.DiagonalFisher(small_batch_size=128),
+            noise_fraction=0.25,
         ),
         loss="mse",
     )
-    model.fit(x, y, batch_size=4096)
+    model.fit(x, y, batch_size=4096, epochs=20)
     ```
     """
 
@@ -70,6 +81,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         noise: Noise,
         *,
         noise_steps: int | None = None,
+        noise_fraction: float | None = None,
         placement: Placement = "gradient",
         seed: int | None = None,
         name: str = "noisy_optimizer",
@@ -91,6 +103,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
                 f"small_batch_size=128). Received: {noise!r}"
             )
         check_placement(placement, noise)
+        _check_fraction(noise_fraction, noise_steps)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.noise = noise
@@ -101,7 +114,11 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         self._noise_steps = self.add_variable(
             (), dtype="int32", aggregation="only_first_replica", name="noise_steps"
         )
+        self._noise_fraction: float | None = None
         self.noise_steps = noise_steps
+        if noise_fraction is not None:
+            self._noise_fraction = noise_fraction
+            self._noise_steps.assign(UNKNOWN)
 
     built: bool
     weight_decay = _of_inner("weight_decay")
@@ -116,9 +133,12 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     @property
     def noise_steps(self) -> int | None:
-        """Number of updates after which the noise ends, or `None` for never."""
+        """Number of updates after which the noise ends, or `None` for never.
+
+        With `noise_fraction`, it is `None` until `fit` has computed it.
+        """
         steps = int(keras.ops.convert_to_numpy(self._noise_steps))
-        return None if steps == NEVER else steps
+        return None if steps in (NEVER, UNKNOWN) else steps
 
     @noise_steps.setter
     def noise_steps(self, steps: int | None) -> None:
@@ -127,7 +147,26 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
                 "`noise_steps` must be a non-negative integer, or None for noise that never ends. "
                 f"Received: noise_steps={steps!r}"
             )
+        _check_fraction(self.noise_fraction, steps)
+        self.end_noise_after(steps)
+
+    @property
+    def noise_fraction(self) -> float | None:
+        """Fraction of the training with noise, or `None` where `noise_steps` says when it ends."""
+        return self._noise_fraction
+
+    def end_noise_after(self, steps: int | None) -> None:
+        """Set `noise_steps` and leave `noise_fraction` as it is, which `fit` does in every epoch.
+
+        Args:
+            steps: number of updates, or `None` for never.
+        """
         self._noise_steps.assign(NEVER if steps is None else int(steps))
+
+    @property
+    def noise_end_known(self) -> bool:
+        """Whether the noise has an end: false until `fit` has computed it from `noise_fraction`."""
+        return int(keras.ops.convert_to_numpy(self._noise_steps)) != UNKNOWN
 
     @property
     def noise_on(self) -> Tensor:
@@ -205,7 +244,8 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         return {
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "noise": keras.saving.serialize_keras_object(self.noise),
-            "noise_steps": self.noise_steps,
+            "noise_steps": self.noise_steps if self.noise_fraction is None else None,
+            "noise_fraction": self.noise_fraction,
             "placement": self.placement,
             "seed": self.seed,
             "name": self.name,
@@ -238,6 +278,21 @@ def check_placement(placement, noise):
         raise ValueError(
             f"{type(noise).__name__} multiplies the gradient, so its place is "
             f'placement="gradient". Received: placement={placement!r}'
+        )
+
+
+def _check_fraction(fraction, steps):
+    if fraction is None:
+        return
+    if steps is not None:
+        raise ValueError(
+            "`noise_steps` and `noise_fraction` both say when the noise ends: give one of them. "
+            f"Received: noise_steps={steps!r}, noise_fraction={fraction!r}"
+        )
+    if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
+        raise ValueError(
+            "`noise_fraction` must be a fraction of the training, a number from 0 to 1. Received: "
+            f"noise_fraction={fraction!r}"
         )
 
 

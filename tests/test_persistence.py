@@ -89,6 +89,7 @@ CONFIGURED = [
     nlb.NoisyOptimizer(
         averaging(), NOISES[0], noise_steps=9, placement="update", seed=7, name="mine"
     ),
+    nlb.NoisyOptimizer(averaging(), NOISES[0], noise_fraction=0.5),
     schedule(),
     nlb.GhostBatchNormalization(
         6, axis=1, momentum=0.8, epsilon=0.01, center=False, scale=False, **GHOST
@@ -96,7 +97,6 @@ CONFIGURED = [
 ]
 # What a user makes anew for every `fit`, and KerasTuner copies: their state is the optimizer's.
 COPIED = [
-    nlb.NoiseTermination(0.5),
     nlb.GradientNoiseMonitor(),
     nlb.BatchChange(4, 16, change_epoch=3),
 ]

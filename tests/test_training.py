@@ -243,40 +243,11 @@ def test_several_inputs_and_outputs(rng):
     assert z_scores(np.array(samples), 1.4 * variance)[1] < -5
 
 
-def test_noise_termination():
-    model, before = compile_noisy(nlb.NoisyModel(network())), 0
-    for fraction, expected in ((0.0, 0), (0.25, 2), (1.0, 8)):  # of 4 epochs of 2 updates
-        fit(model, epochs=4, count=48, callbacks=[nlb.NoiseTermination(fraction)])
-        assert model.optimizer.noise_steps == before + expected
-        before += 8
-        options = {"initial_epoch": 2, "callbacks": [nlb.NoiseTermination(fraction)]}
-        fit(model, epochs=4, count=48, **options)
-        assert model.optimizer.noise_steps == max(before - 4 + expected, 0)
-        before += 4
-
-
-def test_noise_termination_is_not_late_by_a_rounding_error():
-    model, termination = compile_noisy(nlb.NoisyModel(network())), nlb.NoiseTermination(0.07)
-    termination.set_model(model)
-    assert 0.07 * 100 > 7
-    termination.set_params({"epochs": 10, "steps": 10})
-    termination.on_epoch_begin(0)
-    assert model.optimizer.noise_steps == 7
-    model.optimizer.noise_steps = None
-    termination.set_params({"epochs": 100, "steps": None})
-    termination.on_train_begin()
-    for epoch in range(8):
-        assert model.optimizer.noise_steps is None
-        termination.on_epoch_begin(epoch)
-    assert model.optimizer.noise_steps == 0  # as many as were made
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: nlb.NoisyOptimizer("sgd", nlb.DiagonalFisher(8)), "'sgd'"),
         (lambda: nlb.NoisyOptimizer(keras.optimizers.SGD(), "fisher"), "'fisher'"),
-        (lambda: nlb.NoiseTermination(1.5), "fraction=1.5"),
         (lambda: nlb.NoisyModel("lenet"), "'lenet'"),
     ],
 )

@@ -67,17 +67,16 @@ def by_hand(values, seed=0, epochs=2):
         warmup_steps=math.ceil(updates / 4),
         decay_steps=(math.ceil(updates / 2), math.ceil(3 * updates / 4)),
     )
-    optimizer, callbacks = keras.optimizers.SGD(rate, momentum=0.9), []
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     keras.utils.set_random_seed(seed)
     model = linear(None)
     if values["noise"] == "diagonal":
         model = nlb.NoisyModel(model)
         noise = nlb.DiagonalFisher(10, estimator="split")
-        optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=seed)
-        callbacks = [nlb.NoiseTermination(0.5)]
+        optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_fraction=0.5, seed=seed)
     model.compile(optimizer, CROSSENTROPY)
     keras.utils.set_random_seed(seed)
-    history = model.fit(**DATA, batch_size=batch_size, epochs=epochs, callbacks=callbacks)
+    history = model.fit(**DATA, batch_size=batch_size, epochs=epochs)
     return min(history.history["val_loss"])
 
 

@@ -97,14 +97,14 @@ def train(x: np.ndarray, y: np.ndarray) -> None:
         keras.optimizers.SGD(rate, momentum=0.9), noise=noises()[0], placement="update", seed=1
     )
     assert_type(optimizer.noise_steps, int | None)
+    quarter = nlb.NoisyOptimizer(keras.optimizers.SGD(), noises()[0], noise_fraction=0.25)
+    assert_type(quarter.noise_fraction, float | None)
     optimizer.noise_steps = 100
     model = assert_type(nlb.NoisyModel(models.LeNet(), 4, add_loss_reduction="sum"), nlb.NoisyModel)
     model.compile(optimizer=optimizer, loss="mse", metrics=["accuracy"])
-    termination = callbacks.NoiseTermination(fraction=0.25)
-    assert isinstance(termination, nlb.NoiseTermination)
-    history = model.fit(
-        x, y, batch_size=1024, epochs=20, callbacks=[termination, nlb.GradientNoiseMonitor()]
-    )
+    monitor = callbacks.GradientNoiseMonitor()
+    assert isinstance(monitor, nlb.GradientNoiseMonitor)
+    history = model.fit(x, y, batch_size=1024, epochs=20, callbacks=[monitor])
     assert_type(history, Any)
     regime = nlb.BatchChange(128, large_batch_size=4096, change_epoch=50)
     assert_type(regime.updates(len(x), epoch=100), int)

@@ -87,7 +87,7 @@ noise = nlb.DiagonalFisher(small_batch_size, multiplier=0.3)
 # %%
 model = nlb.NoisyModel(network)
 model.compile(
-    nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, seed=0),
+    nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, noise_fraction=0.25, seed=0),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
@@ -95,7 +95,7 @@ model.compile(
 # %% [markdown]
 # ## Training
 #
-# `NoiseTermination` ends the noise after a part of the training; the paper takes a quarter.
+# `noise_fraction` ends the noise after a fraction of the training; the paper takes a quarter.
 # `GradientNoiseMonitor` measures how long gradient and noise are.
 
 # %%
@@ -104,7 +104,7 @@ history = model.fit(
     y_train,
     batch_size=large_batch_size,
     epochs=epochs,
-    callbacks=[nlb.NoiseTermination(fraction=0.25), nlb.GradientNoiseMonitor()],
+    callbacks=[nlb.GradientNoiseMonitor()],
     verbose=0,
 ).history
 

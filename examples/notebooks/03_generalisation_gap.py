@@ -60,13 +60,11 @@ def train(batch_size, learning_rate, noise=None, seed=0):
         learning_rate, warmup_steps=updates // 20, decay_steps=[3 * updates // 4]
     )
     optimizer = keras.optimizers.SGD(schedule, momentum=0.9)
-    callbacks = []
     if noise is not None:
-        optimizer = nlb.NoisyOptimizer(optimizer, noise, seed=seed)
-        callbacks = [nlb.NoiseTermination(fraction=0.25)]
+        optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_fraction=0.25, seed=seed)
     model = network if noise is None else nlb.NoisyModel(network)
     model.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    fitted = model.fit(x_train, y_train, batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
+    fitted = model.fit(x_train, y_train, batch_size, epochs=epochs, verbose=0)
     return network, fitted.history["loss"]
 
 

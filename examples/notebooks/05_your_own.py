@@ -138,14 +138,15 @@ for variable, a, b in zip(model.trainable_variables, by_rules, one_by_one, stric
 # %%
 noisy_model = nlb.NoisyModel(model)
 noisy_model.compile(
-    nlb.NoisyOptimizer(keras.optimizers.Adam(1e-3), noise, seed=0), focal_loss, metrics=["accuracy"]
+    nlb.NoisyOptimizer(keras.optimizers.Adam(1e-3), noise, noise_fraction=0.25, seed=0),
+    focal_loss,
+    metrics=["accuracy"],
 )
 history = noisy_model.fit(
     x_train,
     y_train,
     batch_size,
     epochs=epochs,
-    callbacks=[nlb.NoiseTermination(0.25)],
     verbose=0,
 ).history
 print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))

@@ -62,6 +62,7 @@ def make_model():
         nlb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
             nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
+            noise_fraction=0.5,
             seed=0,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -88,7 +89,6 @@ history = model.fit(
     y_train,
     batch_size=500,
     epochs=epochs,
-    callbacks=[nlb.NoiseTermination(fraction=0.5)],
     verbose=0,
 ).history
 print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))

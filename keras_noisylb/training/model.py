@@ -16,6 +16,7 @@ from keras_noisylb.gradients.stored import StoredStatistic
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.training.batch_check import BatchSizeCheck, LargestBatch
+from keras_noisylb.training.noise_end import NoiseEnd, check_noise_end
 from keras_noisylb.training.parameter_noise import ParameterNoise
 from keras_noisylb.training.randomness import Draws, seed_states
 from keras_noisylb.training.step import Parts, Step
@@ -129,7 +130,8 @@ class NoisyModel(keras.Model):
         noisy = find_noisy(self.optimizer)
         if noisy is not None or self.num_microbatches:
             check = BatchSizeCheck(noisy, self, self._largest_batch)
-            callbacks = [*keras.tree.flatten(callbacks or []), check]
+            ends = [] if noisy is None else [NoiseEnd(noisy)]
+            callbacks = [*keras.tree.flatten(callbacks or []), check, *ends]
             if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
                 check.check(batch_size or 32)
                 self._build_state(x, y)
@@ -244,6 +246,7 @@ class NoisyModel(keras.Model):
             return Step(target, batch, None, parts, None, None, chunks, monitored=monitored).run(
                 None, None
             )
+        check_noise_end(noisy)
         noisy.has_statistics = True
         draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")]))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group

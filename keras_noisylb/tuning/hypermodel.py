@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_noisylb.callbacks import NoiseTermination
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.training.model import NoisyModel
 from keras_noisylb.tuning.arguments import callbacks_of_seeds, data_of, refuse
@@ -26,9 +25,8 @@ from keras_noisylb.types import Loss
 class NoisyHyperModel(keras_tuner.HyperModel):
     """Search space of training with noise, around any model, for every KerasTuner tuner.
 
-    A trial trains `NoisyModel(builder(hp))` with SGD, `WarmupStepDecay`, the noise of the trial
-    and `NoiseTermination`; without noise, the model itself. Warm-up, decays and the noise's end
-    follow the trial's epochs.
+    A trial trains `NoisyModel(builder(hp))` with SGD, `WarmupStepDecay` and the noise of the trial;
+    without noise, the model itself. Warm-up, decays and the noise's end follow the trial's epochs.
 
     Each part of the space, from `noise` on, is a value (fixed), a list or tuple of choices, or a
     function of `hp` such as `lambda hp: hp.Float("momentum", 0.5, 0.99)`. The parts of a noise
@@ -199,8 +197,6 @@ class NoisyHyperModel(keras_tuner.HyperModel):
                 model = self._model(hp, chosen, seed)
         with strategy.scope():
             self._compile(model, chosen, learning_rate_of(chosen, updates), seed)
-        if chosen["noise"] != NONE:
-            callbacks = [NoiseTermination(chosen["noise_fraction"]), *callbacks]
         keras.utils.set_random_seed(seed)
         history = model.fit(callbacks=callbacks, **fit_args)
         history.set_model(None)  # else the models of all seeds live until the trial ends
@@ -218,7 +214,9 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         optimizer = keras.optimizers.SGD(learning_rate, momentum=chosen["momentum"])
         noise = noise_of(chosen)
         if noise is not None:
-            optimizer = NoisyOptimizer(optimizer, noise, seed=seed)
+            optimizer = NoisyOptimizer(
+                optimizer, noise, noise_fraction=chosen["noise_fraction"], seed=seed
+            )
         # A metric has a state: each model needs its own.
         metrics = [
             type(m).from_config(m.get_config()) if isinstance(m, keras.Metric) else m
