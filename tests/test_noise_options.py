@@ -1,5 +1,7 @@
 """What the noises' arguments do, serialisation, seeds and errors."""
 
+import inspect
+
 import keras
 import numpy as np
 import oracle
@@ -93,6 +95,12 @@ ALL = [
     nlb.Multiplicative(0.1, form="example"),
     nlb.Multiplicative(0.1),
 ]
+
+
+@pytest.mark.parametrize("noise", ALL)
+def test_a_noise_has_its_arguments_and_no_others(noise):
+    arguments = set(inspect.signature(type(noise)).parameters)
+    assert set(vars(noise)) - {"statistic", "shared"} == arguments == set(noise.get_config())
 
 
 @pytest.mark.parametrize("noise", ALL)

@@ -1,9 +1,11 @@
 """What is added to the gradient of a large batch."""
 
 from keras_noisylb.noise.base import Noise, noise_scale
-from keras_noisylb.noise.fisher import DiagonalFisher, FisherTrace, FullFisher
+from keras_noisylb.noise.diagonal import DiagonalFisher
 from keras_noisylb.noise.fixed import Isotropic, Multiplicative
+from keras_noisylb.noise.full import FullFisher
 from keras_noisylb.noise.kronecker import KroneckerFactored
+from keras_noisylb.noise.trace import FisherTrace
 
 __all__ = [
     "DiagonalFisher",

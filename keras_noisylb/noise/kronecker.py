@@ -5,7 +5,8 @@ from typing import Any
 from keras import ops
 
 from keras_noisylb.noise.base import not_negative, positive_integer, scaled, serializable
-from keras_noisylb.noise.fisher import FisherNoise, diagonal_sample
+from keras_noisylb.noise.diagonal import diagonal_sample
+from keras_noisylb.noise.fisher import FisherNoise
 from keras_noisylb.types import Fisher, Nested, Sampler, Scalar
 
 
