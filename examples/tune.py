@@ -1,6 +1,6 @@
 """Search noise, batch sizes and learning rate with KerasTuner on a part of the bundled images.
 
-    pip install 'keras-noisylb[tuner]'
+    pip install 'keras-noisylb[cli,tuner]'
     python examples/tune.py [--examples 2500] [--trials 6] [--epochs 5]
 
 Six random trials of two seeds each: enough to show the table, far too few to choose anything by.

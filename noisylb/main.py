@@ -1,6 +1,14 @@
 """The `noisylb` command with all its commands."""
 
 import importlib
+import sys
+
+from noisylb.protocol.extra import check_cli
+
+try:
+    check_cli()
+except ImportError as error:
+    sys.exit(f"noisylb: error: {error}")
 
 from noisylb.app import app
 

@@ -1,16 +1,18 @@
 """The bundled data set, its errors, and the batches made of it."""
 
+import http.server
 import pathlib
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
-import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_noisylb import data
+from keras_noisylb.data.prepared import reach
 
 DIRECTORY = pathlib.Path(data.__file__).parent / "fashion_mnist_small"
 
@@ -142,7 +144,14 @@ def test_unknown_name(function):
 def test_no_network_and_no_copy(tmp_path, offline):
     with pytest.raises(FileNotFoundError) as error:
         data.load("mnist", data_dir=tmp_path)
-    for said in (str(tmp_path / "mnist"), "https://", "ProxyError", "connect", "copy", "data_dir="):
+    for said in (
+        str(tmp_path / "mnist"),
+        "https://",
+        "Connection refused",
+        "connect",
+        "copy",
+        "data_dir=",
+    ):
         assert said in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -157,10 +166,32 @@ def test_download_breaks_off(tmp_path, monkeypatch):
     def break_off(self, **kwargs):
         raise ConnectionError("the line went dead")
 
-    monkeypatch.setattr(requests, "head", lambda url, timeout: None)
+    monkeypatch.setattr("keras_noisylb.data.prepared.reach", lambda url: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
     with pytest.raises(FileNotFoundError, match=r"the line went dead.*Either connect.*or copy"):
         data.load("cifar10", data_dir=tmp_path)
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers that a HEAD request is not allowed."""
+
+    def do_HEAD(self):
+        self.send_error(405)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_server_that_answers_is_reached(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        port = server.server_port
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reach(f"http://127.0.0.1:{port}/file")
+        reach(f"https://127.0.0.1:{port}/file")  # it speaks no TLS, but it is there
+        server.shutdown()
+    with pytest.raises(OSError, match="refused"):
+        reach(f"http://127.0.0.1:{port}/file")
 
 
 def test_bundled_data_set_is_not_downloaded(tmp_path):

@@ -9,7 +9,10 @@ import tomllib
 from importlib import metadata, resources
 from pathlib import Path
 
+import pytest
+
 import keras_noisylb
+from noisylb.protocol.extra import MODULES as MODULES_OF_CLI
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -23,6 +26,7 @@ MODULES = {
 OURS = {"keras_noisylb", "noisylb"}
 # tensorflow-datasets imports it when it downloads, and does not declare it.
 ON_BEHALF_OF_OTHERS = {"importlib_resources"}
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 def modules(requirements):
@@ -46,12 +50,57 @@ SOURCE = imported(["keras_noisylb", "noisylb", "models"])
 
 def test_what_is_imported_is_declared():
     assert {"keras", "tensorflow_datasets"} <= SOURCE
-    optional = modules(PROJECT["optional-dependencies"]["tuner"])
+    optional = modules([*EXTRAS["tuner"], *EXTRAS["cli"]])
     assert not SOURCE - modules(PROJECT["dependencies"]) - optional
 
 
 def test_what_is_declared_is_imported():
     assert modules(PROJECT["dependencies"]) - SOURCE == ON_BEHALF_OF_OTHERS
+    assert set(MODULES_OF_CLI) == modules(EXTRAS["cli"]) <= SOURCE
+
+
+def test_only_experiments_and_commands_import_what_the_extra_cli_installs():
+    folders = [f for f in (ROOT / "keras_noisylb").iterdir() if f.name != "experiments"]
+    found = imported([*(f.relative_to(ROOT) for f in folders), "models", "noisylb/protocol"])
+    assert "keras" in found and not found & set(MODULES_OF_CLI)
+
+
+WITHOUT_CLI = """
+import sys, keras, numpy as np
+sys.modules |= dict.fromkeys({missing}, None)  # now, because Keras needs rich itself
+import keras_noisylb as nlb
+x, y = np.ones((8, 3), "float32"), np.zeros((8, 1), "float32")
+network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model = nlb.NoisyModel(network)
+noise = nlb.DiagonalFisher(2)
+model.compile(nlb.NoisyOptimizer(keras.optimizers.SGD(0.1), noise, noise_fraction=0.5), "mse")
+model.fit(x, y, 8, 2, 0)
+nlb.diagnostics.gradient_variance(network, "mse", x, y, batch_size=4, draws=3, verbose=1)
+print(nlb.report(network, noise, batch_size=8))
+try:
+    nlb.compare(lambda: network, (x, y))
+except ImportError as error:
+    print("compare:", error)
+import noisylb.main
+"""
+
+
+@pytest.mark.parametrize("missing", [MODULES_OF_CLI, ("rich",)])
+def test_without_the_extra_cli(missing):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CLI.format(missing=missing)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    needs = (
+        f"{', '.join(missing)} cannot be imported. The command line and keras_noisylb.compare "
+        "need the extra `cli`: pip install 'keras-noisylb[cli]'"
+    )
+    assert done.stdout.splitlines()[-1] == f"compare: {needs}"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"noisylb: error: {needs}"
+    assert "Traceback" not in done.stderr
 
 
 def test_others_still_do_not_declare_what_they_import():
@@ -62,7 +111,7 @@ def test_others_still_do_not_declare_what_they_import():
 
 def test_every_requirement_says_what_it_is_for():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    extras = PROJECT["optional-dependencies"].values()
+    extras = EXTRAS.values()
     for requirement in {*PROJECT["dependencies"], *(r for extra in extras for r in extra)}:
         if not requirement.startswith(PROJECT["name"]):
             assert any(f'"{requirement}"' in line and "#" in line for line in lines), requirement
@@ -81,7 +130,7 @@ def test_import_adds_nothing_to_what_keras_and_tensorflow_import():
         text=True,
     ).stdout.split()
     assert "keras_noisylb" in added
-    heavy = modules(PROJECT["dependencies"]) | {"keras_tuner"}
+    heavy = modules([*PROJECT["dependencies"], *EXTRAS["cli"]]) | {"keras_tuner"}
     assert not [name for name in added if name.partition(".")[0] in heavy]
 
 

@@ -18,7 +18,7 @@
 # `keras_noisylb.tuning` brings the search space of this method to every tuner of KerasTuner, which
 # is installed by
 #
-#     pip install 'keras-noisylb[tuner]'
+#     pip install 'keras-noisylb[cli,tuner]'
 
 # %% tags=["parameters"]
 num_examples = 3000  # images, of which a fifth is held out

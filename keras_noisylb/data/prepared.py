@@ -1,8 +1,10 @@
 """Prepared TensorFlow Datasets copies: found, downloaded and read."""
 
 import os
+import ssl
+import urllib.error
+import urllib.request
 
-import requests
 import tensorflow_datasets as tfds
 
 from keras_noisylb.data.catalogue import BUNDLED
@@ -102,7 +104,7 @@ def _download(name, folder):
         builder = tfds.builder(name, data_dir=folder.parent)
         url = next(iter(builder.url_infos))
         # Without a network TensorFlow Datasets itself gives up after minutes.
-        requests.head(url, timeout=5)
+        reach(url)
         builder.download_and_prepare()
     except Exception as error:
         raise FileNotFoundError(
@@ -111,6 +113,27 @@ def _download(name, folder):
             f"copy a prepared TensorFlow Datasets directory to {folder}/<version> (or to another "
             f"DIRECTORY/{name}/<version>, and pass data_dir=DIRECTORY)."
         ) from error
+
+
+def reach(url):
+    """Check that a server answers.
+
+    A refusal is an answer too. So is a certificate that this Python does not know: TensorFlow
+    Datasets brings certificates of its own.
+
+    Args:
+        url: an address on it.
+
+    Raises:
+        OSError: if there is no answer within 5 seconds.
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):
+            raise
 
 
 def _read(builder, part, keys=("image", "label")):

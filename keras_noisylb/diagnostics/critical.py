@@ -124,15 +124,14 @@ def critical_batch_size(
         nonlocal total
         pairs = zip(total or gradients, gradients, strict=True)
         total = [a + b for a, b in pairs] if total else gradients
-        bar.advance(task)
+        advance()
 
     def multiply(gradients):
         norms.append(_dot(gradients, gradients))
         products.append(_dot(gradients, total))
-        bar.advance(task)
+        advance()
 
-    with progress_bar(verbose) as bar:
-        task = bar.add_task("Gradients", total=2 * number)
+    with progress_bar("Gradients", 2 * number, verbose) as advance:
         for use in (add, multiply):
             source.visit(batches.disjoint(np.random.default_rng(seed)), use)
     paths = [v.path for v in model.trainable_variables]

@@ -102,8 +102,7 @@ def fisher_norms(
     products, all_products = np.zeros(len(variables)), 0.0
     squares = [np.zeros(v.shape) for v in variables]
     num_examples = 0
-    with progress_bar(verbose) as bar:
-        task = bar.add_task("Pairs of batches", total=number * (number + 1) // 2)
+    with progress_bar("Pairs of batches", number * (number + 1) // 2, verbose) as advance:
         for k, compute in enumerate(parts()):
             left = compute()
             num_examples += left.num_examples
@@ -116,7 +115,7 @@ def fisher_norms(
                 found, total = _squared_sums(left.products(right), len(variables))
                 products += found if j == k else 2 * found
                 all_products += total if j == k else 2 * total
-                bar.advance(task)
+                advance()
     paths = tuple(v.path for v in variables)
     check_finite("The Fisher", products, paths)
     fisher = [square / num_examples for square in squares]

@@ -1,21 +1,33 @@
 """The progress bar of everything that takes long."""
 
+import contextlib
 
-def progress_bar(verbose):
-    """A progress bar on the terminal.
+import keras
+
+
+@contextlib.contextmanager
+def progress_bar(title, total, verbose):
+    """Show a progress bar.
 
     Args:
+        title: what is counted.
+        total: number of steps, or `None` where it is not known.
         verbose: 0 to show nothing.
 
-    Returns:
-        A `rich.progress.Progress`, to be used as a context manager.
+    Yields:
+        A function without arguments, to be called after each step.
     """
-    from rich import progress  # here, because it takes long to import
+    if not verbose:
+        yield lambda: None
+        return
+    print(title)
+    bar, steps = keras.utils.Progbar(total), 0
 
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        disable=not verbose,
-    )
+    def advance():
+        nonlocal steps
+        steps += 1
+        bar.update(steps)
+
+    yield advance
+    if steps != total:
+        bar.update(steps, finalize=True)

@@ -97,8 +97,7 @@ def largest_eigenvalues(
     if not 1 <= k <= size:
         raise ValueError(f"`k` must be between 1 and the {size} parameters. Received: k={k}")
     count = 0
-    with progress_bar(verbose) as bar:
-        task = bar.add_task("Hessian-vector products", total=None)
+    with progress_bar("Hessian-vector products", None, verbose) as advance:
 
         def matvec(vector):
             nonlocal count
@@ -110,7 +109,7 @@ def largest_eigenvalues(
                 )
             count += 1
             product = hessian.matvec(np.ravel(vector))
-            bar.advance(task)
+            advance()
             return product
 
         start = np.random.default_rng(seed).normal(size=size)
@@ -180,12 +179,11 @@ def hessian_trace(
     hessian = Hessian(model, loss, x, y, **options)
     rng, error = np.random.default_rng(seed), np.inf
     samples: list[float] = []
-    with progress_bar(verbose) as bar:
-        task = bar.add_task("Hutchinson samples", total=max_samples)
+    with progress_bar("Hutchinson samples", max_samples, verbose) as advance:
         while len(samples) < max_samples:
             signs = rng.choice([-1.0, 1.0], hessian.size)
             samples.append(signs @ hessian.matvec(signs))
-            bar.advance(task)
+            advance()
             if len(samples) >= min(10, max_samples):
                 error = np.std(samples, ddof=1) / np.sqrt(len(samples))
                 if error <= tolerance * abs(np.mean(samples)):

@@ -126,12 +126,11 @@ def gradient_variance(
     )
     variables = model.trainable_variables
     moments, drawn = Moments(), batches.draw(np.random.default_rng(seed))
-    with progress_bar(verbose) as bar:
-        task = bar.add_task("Gradients", total=draws)
+    with progress_bar("Gradients", draws, verbose) as advance:
 
         def use(gradients):
             moments.add(gradients)
-            bar.advance(task)
+            advance()
 
         source.visit(itertools.islice(drawn, draws), use)
     terms = np.array(moments.terms)

@@ -8,6 +8,7 @@ import keras
 
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.types import Examples
+from noisylb.protocol.extra import check_cli
 
 
 def compare(
@@ -62,6 +63,7 @@ def compare(
         Dictionary of regime name to the numbers of its row in the table.
 
     Raises:
+        ImportError: if the extra `cli` is not installed.
         TypeError: for an option that does not exist.
         ValueError: if it cannot be run as asked; nothing was written then.
         OSError: if the results cannot be written; what was finished is kept.
@@ -78,6 +80,7 @@ def compare(
     print(rows["lb"]["test_accuracy"])
     ```
     """
+    check_cli()
     # Here, because they import what only a comparison needs.
     from keras_noisylb.experiments import compare as comparison
     from keras_noisylb.experiments.problem import Problem, labelled
