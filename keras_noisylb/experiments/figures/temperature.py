@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures.style import grid_of_axes
@@ -88,7 +89,7 @@ def draw(lines):
                 markersize=7, label=points[0]["title"],
             )  # fmt: skip
             for line, across, up in zip(points, x, y, strict=True):
-                words = f"{line['rate']:g}"
+                words = f"rate {line['rate']:g}"
                 if line["multiplier"] is not None:
                     words += f", λ {line['multiplier']:g}"
                 panel.annotate(
@@ -99,7 +100,11 @@ def draw(lines):
             xscale="log", xlabel="temperature at the peak rate, 10⁻³",
             ylabel="accuracy (%)", title=f"Accuracy on {title}",
         )  # fmt: skip
-    axes.flat[0].legend(frameon=False, loc="lower right")
+        panel.margins(x=0.25)  # room for the words beside the points
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    axes.flat[0].legend(frameon=False, loc="best")
     return figure
 
 
