@@ -150,6 +150,11 @@ RESNET8 = setting(
     "cifar10-small", "resnet8", "cifar10", 150, 32, 512,
     train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.1,
 )  # fmt: skip
+# Without normalisation the learning rate has a limit that does not grow with the batch.
+LENET = setting(
+    "cifar10-lenet-2048", "lenet", "cifar10", 600, 32, 2048, normalization="none",
+    train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.01,
+)  # fmt: skip
 FULL, DIAGONAL = "lb-full-split", "lb-diagonal-split"
 SEARCHED = RESNET8 | {"row": "cifar10-small-search"}
 REGIMES = ("sb", "lb", "lb-trace", "lb-diagonal", DIAGONAL, FULL, "lb-kfac", "batch-change")
@@ -192,6 +197,15 @@ POINTS = {
         point(RESNET8, DIAGONAL, 0.4, 0.25, 0.5),
         point(RESNET8, FULL, 0.4, 0.5, 1.0),
         point(RESNET8, DIAGONAL, 0.4, 0.5, 1.0),
+    ],
+    "cifar10-lenet-2048": [
+        point(LENET, "lb", 0.1),
+        point(LENET, FULL, 0.1, 0.25, 0.5),
+        point(LENET, "lb", 0.15),
+        point(LENET, DIAGONAL, 0.1, 0.25, 0.5),
+        point(LENET, "lb", 0.2),
+        point(LENET, "sb", 0.01),
+        point(LENET, "lb", 0.05),
     ],
     "cifar10-small-search": [
         recipe for regime in REGIMES for recipe in search(SEARCHED, regime, TRIALS)
