@@ -44,12 +44,20 @@ def missing(pages: list[str]) -> list[str]:
         Their dotted names.
     """
     identifiers = re.findall(r"^::: (\S+)", "\n".join(pages), re.MULTILINE)
-    documented = {id(_resolve(identifier)) for identifier in identifiers}
+    documented = {id(resolve(identifier)) for identifier in identifiers}
     public = public_symbols() | public_symbols(EXTRA)
     return [name for name, symbol in public.items() if id(symbol) not in documented]
 
 
-def _resolve(identifier):
+def resolve(identifier: str) -> object:
+    """What a dotted name stands for.
+
+    Args:
+        identifier: of something in a module.
+
+    Returns:
+        The object.
+    """
     module, _, name = identifier.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
