@@ -8,8 +8,6 @@ import json
 import pathlib
 import re
 
-from mkdocs.structure.files import File
-
 MARKER = "<!-- notebooks -->"
 FOLDER = "notebooks"
 PNG = "image/png"
@@ -105,6 +103,8 @@ def on_files(files, config):
     Returns:
         The list with a page and pictures for each notebook.
     """
+    from mkdocs.structure.files import File  # here, so that the tests need no MkDocs
+
     for name, (markdown, pictures) in _pages(config).items():
         files.append(File.generated(config, f"{FOLDER}/{name}.md", content=markdown))
         for number, content in enumerate(pictures):
