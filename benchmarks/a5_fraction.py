@@ -1,12 +1,12 @@
-"""How much of the exact diagonal Fisher the formula of the paper's A.5 keeps, along training.
+"""The fraction of the exact diagonal Fisher that the formula of the paper's A.5 keeps.
 
     python benchmarks/a5_fraction.py [--models lenet,resnet8,vgg16] [--data-dir DIR]
 
-A.5 drops the products between the positions of a convolution. For each network, this trains with
-large batches and plain momentum SGD and compares the traces of both diagonals on the same training
-images, convolutions alone and all variables together. The square root of a fraction is the λ at
-which exact noise has the size of A.5's at λ = 1. Writes `docs/records/a5_fraction.json`, one
-network after the other; one that it holds is not measured anew.
+A.5 drops the products between the positions of a convolution. The script trains each network with
+large batches and plain momentum SGD. During training it compares the traces of the two diagonals on
+the same training images, for the convolutions and for all variables. The square root of a fraction
+is the λ at which diagonal (exact) noise has the variance of diagonal (A.5) noise with λ = 1. The
+result is `docs/records/a5_fraction.json`. Networks that it already contains are not measured again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 RECORD = pathlib.Path(__file__).parent.parent / "docs" / "records" / "a5_fraction.json"
-# Of each network: options of the training, the examples that are measured, and after which updates.
+# For each network: training options, number of measured examples, and updates at which to measure.
 CASES = {
     "lenet": ({"pool": 1, "train_size": 8192, "learning_rate": "0.1"}, 512, (0, 16, 80, 320)),
     "resnet8": (
@@ -38,7 +38,7 @@ def measure(name, data_dir):
     """The fractions of one network.
 
     Args:
-        name: of the model.
+        name: name of the model.
         data_dir: folder of the prepared data sets.
 
     Returns:
@@ -90,7 +90,7 @@ def measure(name, data_dir):
 
 
 def main():
-    """Measure what is not in the record yet."""
+    """Measure the networks that are not in the record yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--data-dir")

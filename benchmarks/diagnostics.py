@@ -1,11 +1,11 @@
-"""Time and memory of the diagnostics against one gradient of the same data.
+"""Time and memory of the diagnostics, relative to one gradient of the same data.
 
     python benchmarks/diagnostics.py [--models mlp:1024,lenet:512,resnet8:256] [--repeats 9]
         [--cases product,fisher_norms] [--no-memory]
 
-All cases of one model take turns in one process, so that whatever else the machine does slows all
-of them; a ratio is that of the medians. Peak memory is measured in a process for each case; "data"
-is a process with model, data and TensorFlow that computes nothing.
+All cases of one model alternate in one process, so that other load of the machine slows all of them
+equally. Ratios are ratios of medians. Peak memory is measured in a separate process for each case;
+the case "data" loads model, data and TensorFlow but computes nothing.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 GHOST = 128
-LARGEST = 1024  # MiB of an M × d matrix that is formed for comparison
+LARGEST = 1024  # MiB; a larger M × d matrix is not formed
 INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
 CASES = ("gradient", "product", "fisher_norms", "matrix", "variance")
 
@@ -28,11 +28,11 @@ CASES = ("gradient", "product", "fisher_norms", "matrix", "variance")
 def make_case(name, model_name, num_examples):
     """A function that computes one case once.
 
-    - gradient: that of the mean loss, in inference mode.
+    - gradient: gradient of the mean loss, in inference mode.
     - product: a Hessian-vector product of the same data.
-    - fisher_norms: of the same examples.
+    - fisher_norms: Fisher norms of the same examples.
     - matrix: ‖F‖ from the M × d matrix of per-example gradients.
-    - variance: a draw of `gradient_variance` without noise, so in training mode.
+    - variance: one draw of `gradient_variance` without noise, in training mode.
     """
     import keras
     import numpy as np
@@ -83,7 +83,7 @@ def make_case(name, model_name, num_examples):
 
 
 def matrix_size(model_name, num_examples):
-    """MiB of the M × d matrix."""
+    """Size of the M × d matrix in MiB."""
     import keras_noisylb as nlb
 
     shape = INPUTS.get(model_name, (32, 32, 3))
@@ -124,7 +124,7 @@ def main():
         call = make_case(*json.loads(options.peak))
         for _ in range(3):
             call()
-        # Not `ru_maxrss`, which a new process inherits from the one that started it.
+        # Not `ru_maxrss`: a new process inherits it from its parent.
         status = pathlib.Path("/proc/self/status").read_text()
         print(status.split("VmHWM:")[1].split()[0])
         return

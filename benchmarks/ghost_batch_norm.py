@@ -1,10 +1,10 @@
-"""Time of a training step through Ghost BN against Keras' batch normalisation.
+"""Time of a training step of Ghost BN, relative to Keras' batch normalisation.
 
     python benchmarks/ghost_batch_norm.py [--ghost-batch-size 128] [--repeats 30] [--jit]
 
-Forward and backward pass of one layer in a `tf.function` whose batch size is unknown when it is
-traced, as in `fit`. The layers take turns, so that whatever else the machine does slows both; the
-ratio is that of the medians.
+One layer runs its forward and backward pass in a `tf.function`. As in `fit`, the batch size is
+unknown during tracing. The layers alternate, so that other load of the machine slows both equally.
+Ratios are ratios of medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SHAPES = ((512, 32, 32, 16), (512, 8, 8, 64), (4096, 500))
 
 
 def make_step(layer, shape, jit_compile):
-    """A function from the inputs and the gradient of the outputs to all gradients of `layer`."""
+    """A function from inputs and output gradients to all gradients of `layer`."""
     layer.build(shape)
     spec = tf.TensorSpec((None, *shape[1:]))
 
@@ -36,7 +36,7 @@ def make_step(layer, shape, jit_compile):
 
 
 def medians(steps, arguments, repeats):
-    """Median milliseconds of each step, one call of each in turn."""
+    """Median milliseconds of each step; the steps alternate."""
     times = {name: [] for name in steps}
     for _ in range(repeats + 3):
         for name, step in steps.items():

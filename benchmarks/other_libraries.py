@@ -1,4 +1,4 @@
-"""Runs the PyTorch code of docs/migration.md and compares its results with ours.
+"""Run the PyTorch code of docs/migration.md and compare its results with ours.
 
 `pip install torch opacus backpack-for-pytorch && python benchmarks/other_libraries.py`
 """
@@ -11,7 +11,7 @@ import sys
 import keras
 import numpy as np
 
-sys.modules["triton"] = None  # in one process with TensorFlow it crashes; PyTorch can do without
+sys.modules["triton"] = None  # triton crashes together with TensorFlow; PyTorch does not need it
 import torch
 from backpack.hessianfree.hvp import hessian_vector_product
 
@@ -21,13 +21,13 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "migration.md"
 
 
 def printed(title):
-    """The blocks of the page with a title that begins so."""
+    """The code blocks of the page whose title begins with `title`."""
     blocks = re.findall(r'^```python title="([^"]+)"\n(.*?)^```', PAGE.read_text(), re.M | re.S)
     return [code for name, code in blocks if name.startswith(title)]
 
 
 def translated(network):
-    """A Keras network of dense layers and ReLU in PyTorch, with the same weights."""
+    """A PyTorch copy of a Keras network of dense layers and ReLU, with the same weights."""
     layers = []
     for layer in network.layers:
         kernel, bias = layer.get_weights()
@@ -38,11 +38,11 @@ def translated(network):
 
 
 def difference(theirs, ours):
-    """The largest difference of any tensor, relative to its largest entry."""
+    """The largest difference over all tensors, relative to the largest entry of the tensor."""
     worst = 0.0
     for number, (found, expected) in enumerate(zip(theirs, ours, strict=True)):
         found, expected = found.detach().numpy(), np.asarray(expected)
-        if number % 2 == 0:  # a kernel, which PyTorch keeps transposed
+        if number % 2 == 0:  # a kernel, which PyTorch stores transposed
             found = found.swapaxes(-1, -2)
         worst = max(worst, np.abs(found - expected).max() / np.abs(expected).max())
     return worst

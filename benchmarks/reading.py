@@ -1,13 +1,14 @@
-"""Which reading of the method closes the gap: one small training per call, or their table.
+"""Trainings that compare interpretations of the paper's method, and their table.
 
     python benchmarks/reading.py train --regime lb-diagonal --conv exact --multiplier 0.3 --rate 0.2
     python benchmarks/reading.py table > docs/records/reading/table.md
 
-A ResNet8 with ghost batch normalisation on a part of CIFAR-10 that it fits. What is chosen is
-chosen by the accuracy on 5,000 images held out from the *training* set; that on the test set is
-for the report. Beside it, at the end of every epoch, the squared norm of the kernels, to whose
-scale batch normalisation makes the network blind, and the effective learning rate, rate / ‖w‖²,
-by which their direction moves. A record that is there is not made anew.
+Each call trains a ResNet8 with ghost batch normalisation on a part of CIFAR-10 that it can fit.
+Choices use only the accuracy on 5,000 images held out from the *training* set; the test accuracy is
+only reported. After every epoch the script also records the squared norm ‖w‖² of the kernels and
+the effective learning rate, rate / ‖w‖². Batch normalisation makes the network independent of the
+scale of the kernels; the effective learning rate is the rate of change of their direction. An
+existing record is not computed again.
 """
 
 import argparse
@@ -23,11 +24,11 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "records" / "reading"
-HELD_OUT = 0.1  # of the 50,000 training images
+HELD_OUT = 0.1  # fraction of the 50,000 training images
 
 
 def name(options):
-    """The file of a training, by what it was trained with."""
+    """The file name of a training, made from its options."""
     parts = [options.regime]
     if options.regime.startswith("lb-"):
         parts += [f"lambda{options.multiplier:g}"]
@@ -122,7 +123,7 @@ def described(options):
 
 
 def table(_):
-    """Print the table of all records: means over the seeds, and the accuracies' spread."""
+    """Print the table of all records: means over seeds, and the spread of the accuracies."""
     columns = ("regime", "λ", "rate", "seeds", "train loss", "train %", "held-out %", "test %")
     print(f"| {' | '.join(columns)} | ‖w‖², ¼ → end | rate/‖w‖², 10⁻³ |")
     print("|---" * 10 + "|")

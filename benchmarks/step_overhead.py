@@ -1,11 +1,11 @@
-"""Time and memory of a training step with noise against the plain step.
+"""Time and memory of a training step with noise, relative to the plain step.
 
     python benchmarks/step_overhead.py [--models lenet:4096,resnet8:512] [--repeats 9]
         [--cases split,weighted] [--num-microbatches 1] [--no-memory] [--no-times]
 
-All steps of one model take turns in one process, so that whatever else the machine does slows all
-of them; a ratio is that of the medians. Peak memory is measured in a process for each case. With
-microbatches, the plain step is computed in as many.
+All steps of one model alternate in one process, so that other load of the machine slows all of them
+equally. Ratios are ratios of medians. Peak memory is measured in a separate process for each case.
+With microbatches, the plain step has the same number of microbatches.
 """
 
 import argparse
@@ -28,7 +28,7 @@ INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
 
 
 def noises(batch_size):
-    """The cases by name; `None` is the plain step of the plain model."""
+    """The noises by name; `None` is the plain step of the plain model."""
     from keras_noisylb import DiagonalFisher, FullFisher, KroneckerFactored
 
     return {
@@ -104,7 +104,7 @@ def main():
         step = make_step(*json.loads(options.peak))
         for _ in range(3):
             step()
-        # Not `ru_maxrss`, which a new process inherits from the one that started it.
+        # Not `ru_maxrss`: a new process inherits it from its parent.
         status = pathlib.Path("/proc/self/status").read_text()
         print(status.split("VmHWM:")[1].split()[0])
         return

@@ -1,10 +1,10 @@
-"""Make the notebooks from their py:percent files: pair them through jupytext and execute them.
+"""Build the notebooks from their py:percent files with jupytext, and execute them.
 
     pip install -e '.[notebooks]'
     python examples/build_notebooks.py [examples/notebooks/01_quick_start.py ...]
 
-The `.py` files are the ones to edit. Every notebook is computed anew, in its own kernel, and the
-cells are numbered, so that a notebook changes where its text or its results do.
+Edit only the `.py` files. Every notebook is executed in a new kernel. Cells get numbers as
+identifiers, so that a notebook file changes only where its text or its results change.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import nbclient
 import nbformat
 
 FOLDER = pathlib.Path(__file__).parent / "notebooks"
-# Written before TensorFlow has read how much it shall log.
+# TensorFlow writes these lines before it reads its log level.
 LOG_LINE = re.compile(r"(WARNING: All log messages before absl|[IWEF]\d{4} ).*\n?")
 
 
@@ -42,13 +42,13 @@ def build(path):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(without_logs, cell.outputs) if output]
-    # Else the version of the machine's Python would be part of the notebook.
+    # Otherwise the notebook would contain the Python version of this machine.
     notebook.metadata.pop("language_info", None)
     nbformat.write(notebook, path.with_suffix(".ipynb"))
 
 
 def without_logs(output):
-    """What a cell printed without TensorFlow's log, or `None` if nothing else is left.
+    """An output of a cell without TensorFlow's log lines, or `None` if it is then empty.
 
     Args:
         output: an output of a cell.

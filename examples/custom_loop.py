@@ -1,10 +1,9 @@
-"""Noise in a training loop of one's own: `noisy_gradients` inside of a `tf.function`.
+"""Noise in a custom training loop: `noisy_gradients` inside a `tf.function`.
 
     python examples/custom_loop.py [--examples 10000] [--epochs 6]
 
-The gradient and its noise come apart, so a loop can do with them what `fit` cannot: here the
-gradient is clipped to a norm of 1, and the noise is added as it is. The loop also decides by itself
-when the noise ends.
+`noisy_gradients` returns gradient and noise separately, so the loop can treat them differently.
+Here it clips the gradient to a norm of 1 and adds the noise unclipped. It also ends the noise.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def logits(x):
     return model.predict(x, batch_size=500, verbose=0)
 
 
-noisy_epochs = -(-options.epochs // 4)  # a quarter, rounded up
+noisy_epochs = -(-options.epochs // 4)  # a quarter of the epochs, rounded up
 norms, losses = [], []
 print("epoch  train loss  |gradient|  |noise|")
 for epoch in range(options.epochs):

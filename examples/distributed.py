@@ -1,9 +1,9 @@
-"""Train with noise on several devices: GPUs where there are any, else two logical CPU devices.
+"""Train with noise on several devices: all GPUs, or two logical CPU devices without GPUs.
 
     python examples/distributed.py [--examples 10000] [--epochs 4]
 
-Every device draws noise of its own for its part of the batch, scaled so that the sum over devices
-has the covariance of one large batch: nothing is communicated beyond the gradients.
+Every device draws independent noise for its part of the batch. The noise is scaled so that the sum
+over devices has the covariance of one large batch. Only the gradients are communicated.
 """
 
 import argparse
@@ -18,7 +18,7 @@ parser.add_argument("--examples", type=int, default=10_000, help="training image
 parser.add_argument("--epochs", type=int, default=4)
 options = parser.parse_args()
 
-# Before TensorFlow starts: afterwards its devices are fixed.
+# Must run before TensorFlow initialises its devices.
 gpus = tf.config.list_physical_devices("GPU")
 if not gpus:
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -46,7 +46,7 @@ with strategy.scope():
 model.fit(
     x_train,
     y_train,
-    batch_size=1000,  # of all devices together
+    batch_size=1000,  # the global batch of all devices
     epochs=options.epochs,
     validation_data=(x_test, y_test),
     verbose=2,

@@ -1,13 +1,14 @@
-"""Train with a batch that does not fit in memory, computed in microbatches one after the other.
+"""Train with a batch that does not fit in memory, by computing it in microbatches.
 
     python examples/large_batch_on_small_memory.py [--batch-size 2000] [--memory 0.5]
 
 `report` estimates from the graph of a step how many microbatches keep it within `--memory` GiB. The
-script then takes two updates at once and in microbatches, each in a process of its own, and prints
-by how much the peak memory of the process rose. What the step has beside its examples, such as the
-momentum and the traced program, is no part of the estimate: updates of a small batch come first,
-and what these took is printed apart. (The figures are the operating system's, on Linux and macOS.
-On a GPU use `tf.config.experimental.get_memory_info`.)
+script then makes two updates without microbatches and two with this number, each in a separate
+process, and prints the increase of the peak memory of the process. The estimate does not include
+memory that is independent of the examples, such as the momentum and the traced program. Therefore
+each process first makes updates with a small batch, and prints their memory separately. (Memory is
+measured by the operating system, on Linux and macOS. On a GPU use
+`tf.config.experimental.get_memory_info`.)
 """
 
 import argparse
@@ -37,27 +38,27 @@ def make_model(num_microbatches=None):
 
 
 def peak_memory():
-    """The most memory that this process has had so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    """The peak memory of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def train(num_microbatches, batch_sizes):
-    """Take two updates with each batch size.
+    """Make two updates with each batch size.
 
     Args:
-        num_microbatches: number of chunks of each batch.
-        batch_sizes: examples of one update; the smallest size first.
+        num_microbatches: number of microbatches of each batch.
+        batch_sizes: numbers of examples of one update, the smallest first.
 
     Returns:
-        Tuple of the GiB by which the peak memory rose with each batch size, and the losses of the
-        updates with the last one.
+        Tuple of the increase of the peak memory for each batch size, in GiB, and the losses of the
+        updates with the last batch size.
     """
     keras.utils.set_random_seed(0)
     (x, y), _ = nlb.data.load("fashion_mnist_small")
     model, peaks = make_model(num_microbatches), [peak_memory()]
     for size in batch_sizes:
-        # A data set whose batches have no fixed size: the step is traced once for both.
+        # The batches of a dataset have no fixed size, so the step is traced once for both sizes.
         data = tf.data.Dataset.from_tensor_slices((x[:size], y[:size])).batch(size)
         losses = model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
         peaks.append(peak_memory())
@@ -65,10 +66,10 @@ def train(num_microbatches, batch_sizes):
 
 
 def main():
-    """Ask `report`, then measure.
+    """Estimate with `report`, then measure.
 
     Returns:
-        Dictionary from the number of microbatches to the GiB that its step took.
+        Dictionary from the number of microbatches to the memory of a step, in GiB.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=2000)
@@ -79,10 +80,10 @@ def main():
     print(found)
     if found.num_microbatches is None:
         parser.exit(1, "Raise --memory or lower --batch-size.\n")
-    small = GHOST * max(found.num_microbatches, 2)  # one ghost batch in each chunk
+    small = GHOST * max(found.num_microbatches, 2)  # one ghost batch in each microbatch
     measured = {}
     for num_microbatches in sorted({1, found.num_microbatches}):
-        # Peak memory never falls again, so each is measured in a new process.
+        # Peak memory never decreases, so each case is measured in a new process.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             (program, step), losses = pool.apply(
                 train, (num_microbatches, (small, options.batch_size))

@@ -1,9 +1,9 @@
-"""Train LeNet with a large batch and noise, and see how large the noise is and when it ends.
+"""Train LeNet with a large batch and noise, and print the size of the noise.
 
     python examples/quickstart.py [--examples 10000] [--epochs 8]
 
-The monitor compares the noise with the gradient that it is added to. After a quarter of the
-training the noise ends, and a large batch is then what it always was.
+The monitor compares the norm of the noise with the norm of the gradient. The noise ends after a
+quarter of the training; the rest is ordinary large-batch training.
 """
 
 import argparse

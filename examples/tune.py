@@ -1,10 +1,11 @@
 """Search noise, batch sizes and learning rate with KerasTuner on a part of the bundled images.
 
-    pip install 'keras-noisylb[cli,tuner]'
+    pip install -e '.[cli,tuner]'
     python examples/tune.py [--examples 2500] [--trials 6] [--epochs 5]
 
-Six random trials of two seeds each: enough to show the table, far too few to choose anything by.
-The directory `results/tune` keeps the search; started once more, it goes on where it stopped.
+Six random trials with two seeds each show the table, but are far too few for a choice. The search
+is stored in the directory `results/tune`. If it is interrupted, start the script again: it
+continues where it stopped.
 """
 
 import argparse
@@ -23,7 +24,7 @@ parser.add_argument("--trials", type=int, default=6)
 parser.add_argument("--epochs", type=int, default=5)
 options = parser.parse_args()
 
-(x, y), _ = nlb.data.load("fashion_mnist_small")  # the test set plays no part in a search
+(x, y), _ = nlb.data.load("fashion_mnist_small")  # a search must not use the test set
 x, y = x[: options.examples], y[: options.examples]
 
 hypermodel = NoisyHyperModel(

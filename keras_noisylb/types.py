@@ -1,7 +1,7 @@
 """Types that several modules of the public API share.
 
-Keras and TensorFlow carry no types: a type checker takes `keras.Model` for `Any`, and in
-annotations it tells the reader what is meant.
+Keras and TensorFlow have no type annotations, so type checkers treat `keras.Model` as `Any`.
+The annotations still document the expected type.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ Estimator = Literal["per_example", VectorEstimator]
 Fisher = Literal["empirical", "true"]
 Placement = Literal["gradient", "update"]
 
-Tensor = Any  # of TensorFlow, or symbolic
+Tensor = Any  # a TensorFlow tensor, or a symbolic Keras tensor
 Scalar = float | Tensor  # a number, or a scalar tensor
-Nested = Any  # arrays or tensors, or lists and dicts of them
+Nested = Any  # an array or a tensor, or nested lists and dicts of them
 Examples = tuple[np.ndarray, np.ndarray]  # inputs and labels
 
 Loss = str | Callable[..., Any]  # a `keras.losses.Loss`, its name, or a function (y, y_pred)

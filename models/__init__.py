@@ -26,7 +26,7 @@ __all__ = ["AlexNet", "LeNet", "MLP", "ResNet", "ResNet44", "ResNet44x2", "VGG16
 
 
 def names() -> list[str]:
-    """The names that `get` knows, beside those of other depths and widths of `ResNet`."""
+    """The names that `get` accepts, besides `ResNet`s of other depths and widths."""
     return list(_BUILDERS)
 
 
@@ -34,13 +34,13 @@ def get(name: str) -> Callable[..., keras.Model]:
     """The builder of the model called `name`.
 
     Args:
-        name: one of `names()`, or such as "resnet20" or "resnet20x4" for another `ResNet`.
+        name: one of `names()`, or for example "resnet20" or "resnet20x4" for another `ResNet`.
 
     Returns:
         A function such as `LeNet`.
 
     Raises:
-        ValueError: for another name.
+        ValueError: if the name is unknown.
 
     Example:
     >>> get("lenet")(num_classes=3).output_shape

@@ -16,25 +16,25 @@ def AlexNet(
     dropout: float = 0.5,
     name: str = "alexnet",
 ) -> keras.Model:
-    """AlexNet as Hoffer et al. 2017 cut it down for CIFAR (https://arxiv.org/abs/1705.08741).
+    """The reduced AlexNet of Hoffer et al. 2017 for CIFAR (https://arxiv.org/abs/1705.08741).
 
-    Twice 64 5x5 filters, 3x3 pooling with stride 2, normalisation and ReLU; then 384 and 192 hidden
-    units with dropout (Krizhevsky et al. 2012 is the original).
+    Two blocks of 64 5x5 filters, 3x3 pooling with stride 2, normalisation and ReLU; then dense
+    layers of 384 and 192 units with dropout. The original is by Krizhevsky et al. 2012.
 
     Args:
         num_classes: number of logits.
         input_shape: shape (height, width, channels) of one image, at least 7x7.
         normalization: `"ghost"`, `"batch"` or `None`, before each ReLU.
-        ghost_batch_size: examples that ghost batch normalisation takes together.
+        ghost_batch_size: number of examples in a ghost batch.
         l2: factor of the squared norm of the kernels in the loss.
-        dropout: share of the hidden units that are dropped.
+        dropout: fraction of the hidden units that are dropped.
         name: name of the model.
 
     Returns:
         A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
 
     Raises:
-        ValueError: for an unknown normalization or images that are too small.
+        ValueError: if the normalization is unknown, or the images are too small.
 
     Example:
     >>> AlexNet().get_layer("pool2").output.shape

@@ -1,4 +1,4 @@
-"""Pieces that the models share."""
+"""Building blocks that the models share."""
 
 from typing import Literal, get_args
 
@@ -12,41 +12,41 @@ Normalization = Literal["ghost", "batch", None]
 
 
 def image_input(input_shape, smallest=1):
-    """Symbolic input for images that the model's strides leave something of.
+    """Symbolic input for images that are large enough for the model's strides.
 
     Args:
         input_shape: shape (height, width, channels) of one image.
-        smallest: least height and width.
+        smallest: smallest height and width.
 
     Returns:
         Symbolic tensor (B, *input_shape).
 
     Raises:
-        ValueError: if `input_shape` is no such shape, or smaller.
+        ValueError: if `input_shape` has another form, or is too small.
     """
     shape = tuple(input_shape)
     if len(shape) != 3 or None in shape or min(shape[:2]) < smallest:
         raise ValueError(
             f"`input_shape` must be (height, width, channels) of at least {smallest}x{smallest} "
             f"pixels for this model. Received: input_shape={input_shape}. Resize or pad the "
-            "images, or take a model that shrinks them less."
+            "images, or use a model with less pooling."
         )
     return keras.Input(shape)
 
 
 class Blocks:
-    """Adds layers to one model, all of them normalised, initialised and regularised alike.
+    """Adds layers with the same normalisation, initialisation and regularisation.
 
-    Kernels are initialised by He et al. 2015. Each method takes a symbolic tensor and the name that
-    its layers start with, and returns a symbolic tensor.
+    Kernels are initialised as in He et al. 2015. Each method takes a symbolic tensor and the prefix
+    of its layers' names, and returns a symbolic tensor.
 
     Args:
         normalization: `"ghost"`, `"batch"` or `None`.
-        ghost_batch_size: examples that ghost batch normalisation takes together.
+        ghost_batch_size: number of examples in a ghost batch.
         l2: factor of the squared norm of the kernels in the loss.
 
     Raises:
-        ValueError: for an unknown normalization.
+        ValueError: if the normalization is unknown.
     """
 
     def __init__(self, normalization: Normalization, ghost_batch_size: int, l2: float) -> None:
@@ -61,11 +61,11 @@ class Blocks:
             "kernel_initializer": "he_normal",
             "kernel_regularizer": keras.regularizers.L2(l2) if l2 else None,
         }
-        # The normalisation's own offset makes a bias superfluous.
+        # The offset of the normalisation makes a bias redundant.
         self.options = {"use_bias": normalization is None, **self.kernel_options}
 
     def conv(self, x, filters, size, name, **options):
-        """A convolution with square filters, to be normalised."""
+        """A convolution with square filters; normalisation must follow."""
         return layers.Conv2D(filters, size, name=name, **self.options, **options)(x)
 
     def norm(self, x, name):

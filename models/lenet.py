@@ -15,13 +15,13 @@ def LeNet(
     l2: float = 0.0,
     name: str = "lenet",
 ) -> keras.Model:
-    """LeNet with 20 and 50 5x5 filters and 500 hidden units (LeCun et al. 1998, Caffe's form).
+    """LeNet with 20 and 50 5x5 filters and 500 hidden units (LeCun et al. 1998, Caffe's variant).
 
     Args:
         num_classes: number of logits.
         input_shape: shape (height, width, channels) of one image, at least 16x16.
         normalization: `"ghost"`, `"batch"` or `None`, before each ReLU.
-        ghost_batch_size: examples that ghost batch normalisation takes together.
+        ghost_batch_size: number of examples in a ghost batch.
         l2: factor of the squared norm of the kernels in the loss.
         name: name of the model.
 
@@ -29,7 +29,7 @@ def LeNet(
         A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
 
     Raises:
-        ValueError: for an unknown normalization or images that are too small.
+        ValueError: if the normalization is unknown, or the images are too small.
 
     Example:
     >>> LeNet(normalization=None).count_params()

@@ -17,14 +17,14 @@ def MLP(
     l2: float = 0.0,
     name: str = "mlp",
 ) -> keras.Model:
-    """Fully connected network; by default F1 of Hoffer et al. 2017, five hidden layers of 512.
+    """Fully connected network; by default F1 of Hoffer et al. 2017, with five hidden layers of 512.
 
     Args:
         num_classes: number of logits.
         input_shape: shape of one input; it is flattened.
-        hidden_units: units of each hidden layer.
+        hidden_units: number of units of each hidden layer.
         normalization: `"ghost"`, `"batch"` or `None`, before each ReLU.
-        ghost_batch_size: examples that ghost batch normalisation takes together.
+        ghost_batch_size: number of examples in a ghost batch.
         l2: factor of the squared norm of the kernels in the loss.
         name: name of the model.
 
@@ -32,7 +32,7 @@ def MLP(
         A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
 
     Raises:
-        ValueError: for an unknown normalization.
+        ValueError: if the normalization is unknown.
 
     Example:
     >>> MLP(hidden_units=(32,)).output_shape

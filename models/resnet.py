@@ -21,25 +21,26 @@ def ResNet(
 ) -> keras.Model:
     """Residual network for CIFAR (He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385).
 
-    A 3x3 convolution, three stages of n blocks of two 3x3 convolutions with 16, 32 and 64 filters,
-    the mean over all positions, and the logits. Shortcuts have no parameters (He's option A): where
-    a stage halves the resolution they take every second pixel and fill the new channels with zeros.
+    A 3x3 convolution; three stages with 16, 32 and 64 filters, each with n blocks of two 3x3
+    convolutions; the mean over all positions; and the logits. Shortcuts have no parameters (option
+    A of He et al.): if a stage halves the resolution, its first shortcut takes every second pixel
+    and fills the new channels with zeros.
 
     Args:
         num_classes: number of logits.
         input_shape: shape (height, width, channels) of one image.
         depth: number of layers with weights, 6n + 2.
-        width: factor of all numbers of filters.
+        width: factor of the number of filters in all layers.
         normalization: `"ghost"`, `"batch"` or `None`, after each convolution.
-        ghost_batch_size: examples that ghost batch normalisation takes together.
+        ghost_batch_size: number of examples in a ghost batch.
         l2: factor of the squared norm of the kernels in the loss.
-        name: name of the model, by default such as "resnet44" or "resnet44x2".
+        name: name of the model, by default for example "resnet44" or "resnet44x2".
 
     Returns:
         A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
 
     Raises:
-        ValueError: for an unknown normalization, depth or width.
+        ValueError: if the normalization, depth or width is invalid.
 
     Example:
     >>> ResNet(depth=20, normalization=None).count_params()
@@ -52,7 +53,7 @@ def ResNet(
         )
     if not isinstance(width, numbers.Integral) or width < 1:
         raise ValueError(
-            "`width` must be a positive integer, the factor of all numbers of filters. "
+            "`width` must be a positive integer, the factor of the number of filters. "
             f"Received: width={width!r}"
         )
     blocks = Blocks(normalization, ghost_batch_size, l2)
@@ -73,7 +74,7 @@ def residual_block(blocks, x, name, halve):
     Args:
         blocks: the model's `Blocks`.
         x: symbolic tensor.
-        name: what the layers' names start with.
+        name: prefix of the layers' names.
         halve: whether to halve the resolution and double the channels.
 
     Returns:
@@ -82,11 +83,11 @@ def residual_block(blocks, x, name, halve):
     shortcut, channels = x, x.shape[-1]
     options = {"padding": "same"}
     if halve:
-        # "same" would centre a strided convolution between the pixels that the shortcut takes.
+        # Padding "same" would shift a strided convolution against the pixels of the shortcut.
         x = layers.ZeroPadding2D(1, name=f"{name}_conv1_pad")(x)
         options = {"strides": 2}
         shortcut = layers.AveragePooling2D(1, strides=2, name=f"{name}_shortcut_pool")(shortcut)
-        # Channels last read as channels first: the padding falls on width and channels.
+        # With data_format="channels_first", the layer pads the last two axes: width and channels.
         shortcut = layers.ZeroPadding2D(
             ((0, 0), (0, channels)), data_format="channels_first", name=f"{name}_shortcut_pad"
         )(shortcut)
@@ -107,7 +108,7 @@ def ResNet44(
     l2: float = 0.0,
     name: str = "resnet44",
 ) -> keras.Model:
-    """`ResNet` of depth 44, with 0.66 M parameters; its arguments are explained there.
+    """`ResNet` of depth 44, with 0.66 M parameters. See `ResNet` for the arguments.
 
     Example:
     >>> ResNet44().name
@@ -134,7 +135,7 @@ def ResNet44x2(
     l2: float = 0.0,
     name: str = "resnet44x2",
 ) -> keras.Model:
-    """`ResNet` of depth 44 and twice the filters, 2.6 M parameters, for CIFAR-100 in the paper.
+    """`ResNet` of depth 44 with twice the filters and 2.6 M parameters; the paper's for CIFAR-100.
 
     Example:
     >>> ResNet44x2().output_shape

@@ -23,25 +23,25 @@ def VGG16(
 ) -> keras.Model:
     """VGG with 13 convolutions in five stages (Simonyan and Zisserman 2014, configuration D).
 
-    By default the form that is usual for CIFAR, in which the logits follow the last pooling. That
-    for ImageNet has `dense_units=(4096, 4096)`, `input_shape=(224, 224, 3)`, `num_classes=1000`,
-    and in the paper `normalization=None` (https://arxiv.org/abs/1409.1556).
+    The default is the usual variant for CIFAR: the logits follow the last pooling. The variant for
+    ImageNet has `dense_units=(4096, 4096)`, `input_shape=(224, 224, 3)`, `num_classes=1000`, and in
+    the paper `normalization=None` (https://arxiv.org/abs/1409.1556).
 
     Args:
         num_classes: number of logits.
         input_shape: shape (height, width, channels) of one image, at least 32x32.
-        dense_units: units of each fully connected layer before the logits.
+        dense_units: number of units of each fully connected layer before the logits.
         normalization: `"ghost"`, `"batch"` or `None`, before each ReLU.
-        ghost_batch_size: examples that ghost batch normalisation takes together.
+        ghost_batch_size: number of examples in a ghost batch.
         l2: factor of the squared norm of the kernels in the loss.
-        dropout: share of each fully connected layer's units that are dropped.
+        dropout: fraction of the units of each fully connected layer that are dropped.
         name: name of the model.
 
     Returns:
         A functional `keras.Model` from (B, *input_shape) to logits (B, num_classes).
 
     Raises:
-        ValueError: for an unknown normalization or images that are too small.
+        ValueError: if the normalization is unknown, or the images are too small.
 
     Example:
     >>> VGG16(normalization=None).count_params()

@@ -255,7 +255,7 @@ X, Y = np.ones((40, 3), "float32"), np.ones((40, 2), "float32")
     [
         ({"model": 3}, "must be a keras.Model, or a function.*3"),
         ({"model": list}, "a function without arguments that returns one.*list.*gives"),
-        ({"loss": None}, "`loss` must be.*unless the model is compiled.*None"),
+        ({"loss": None}, "`loss` must be.*Received: None.*only if the model is compiled"),
         ({"optimizer": "sgd"}, "`optimizer` must be a Keras optimizer.*'sgd'"),
         ({"learning_rate": 0}, "`learning_rate` must be a positive.*learning_rate=0"),
         ({"highest_rate": -1.0}, "`highest_rate` must be a positive.*-1"),
@@ -264,7 +264,7 @@ X, Y = np.ones((40, 3), "float32"), np.ones((40, 2), "float32")
         ({"updates": 2.5}, "`updates` must be a positive integer.*2.5"),
         ({"num_batches": 4}, "`num_batches` at least 5.*num_batches=4"),
         ({"batch_size": None}, "`batch_size` is missing"),
-        ({"batch_size": 10}, "at least 5 whole batches.*4 of 10"),
+        ({"batch_size": 10}, "at least 5 full batches.*4 of 10"),
         ({"optimizer": keras.optimizers.SGD(1e30), "y": 1e30 * Y}, "finite.*smaller learning rate"),
     ],
 )

@@ -73,7 +73,7 @@ LOGITS = np.array([[2.0, 0.0], [0.0, 1.0]])
         (LOGITS, [0, 2], "between 0 and 1. Received: labels between 0 and 2"),
         (LOGITS, [-1, 1], "labels between -1 and 1"),
         (LOGITS[:0], np.zeros(0, int), "0 examples"),
-        (LOGITS * np.nan, [0, 1], "4 numbers not finite"),
+        (LOGITS * np.nan, [0, 1], "4 values NaN or infinite"),
     ],
 )
 def test_temperatures_that_do_not_exist(logits, y, message):

@@ -264,7 +264,7 @@ def small_model(value=1.0):
     [
         ({"model": len}, "must be a keras.Model.*len"),
         ({"loss": None}, "`loss` must be a keras loss.*Received: None.*`model.loss`"),
-        ({"loss": lambda y, p: tf.reduce_sum(y - p, axis=0)}, r"4 of them.*shape=\(2,\).*Take"),
+        ({"loss": lambda y, p: tf.reduce_sum(y - p, axis=0)}, r"4 examples.*shape=\(2,\).*Return"),
         ({"loss": lambda y, p: {"a": 0.0}}, "scalar tensor.*Received: {'a': 0.0}"),
         ({"x": ONES[:0], "y": LABELS[:0]}, r"at least one.*\(0, 3\)"),
         ({"x": tf.data.Dataset.from_tensors((ONES, LABELS)).take(0), "y": None}, "is empty"),

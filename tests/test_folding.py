@@ -224,7 +224,7 @@ def test_pre_activation_folds_where_a_convolution_precedes(float64, rng):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: nlb.NoisyModel(nlb.models.MLP()), "NoisyModel has it as its `.model`"),
+        (lambda: nlb.NoisyModel(nlb.models.MLP()), "Of a NoisyModel, pass its `.model`"),
         (lambda: keras.Sequential([layers.Dense(2)]), "is not built. Give it a keras.Input"),
         (lambda: 3, "Sequential or Functional.*Received: 3"),
     ],

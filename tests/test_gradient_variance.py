@@ -175,7 +175,7 @@ def test_the_model_stays_as_it_is_even_after_an_error(rng):
     assert np.isfinite(found.trace)
     failing = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
     failing = failing.concatenate(failing.map(lambda x, y: (tf.concat([x, x], 0), y)))
-    with pytest.raises(ValueError, match=r"of one size. Received: batches of 10 and 20"):
+    with pytest.raises(ValueError, match=r"equal size. Received: batches of 10 and 20"):
         gradient_variance(model, "mse", failing, draws=5, verbose=0)
     for v, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v, value)
@@ -220,7 +220,7 @@ VARIANCE = [
 ]
 CRITICAL = [
     ({"confidence": 95}, "between 0 and 1.*95"),
-    ({"batch_size": 5}, "at least 5 whole batches. Received: 4 of 5"),
+    ({"batch_size": 5}, "at least 5 full batches. Received: 4 of 5"),
     ({"loss": lambda y, p: tf.reduce_sum(y - p, axis=0)}, "scalar tensor"),
 ]
 

@@ -342,8 +342,8 @@ LABELS = np.ones(4, "int32")
     ("options", "message"),
     [
         ({"x": ONES[:0], "y": LABELS[:0]}, r"at least one.*\(0, 3\)"),
-        ({"x": ONES, "y": LABELS[:3]}, r"equally many.*\(4, 3\).*\(3,\)"),
-        ({"x": ONES, "y": 1}, r"examples first.*\(\)"),
+        ({"x": ONES, "y": LABELS[:3]}, r"same number of examples.*\(4, 3\).*\(3,\)"),
+        ({"x": ONES, "y": 1}, r"first axis.*\(\)"),
         ({"x": ONES}, "`y` is missing"),
         ({"x": ONES, "y": LABELS, "batch_size": 0}, "batch_size=0"),
         ({"x": dataset(ONES, LABELS).batch(2), "y": LABELS}, "leave `y` out"),

@@ -222,7 +222,7 @@ def test_ghosts_of_something_else_than_examples_are_refused(rows, rng):
     def call(x, y):
         return nlb.noisy_gradients(model, CROSSENTROPY, x, y, NO_NOISE, 0, num_microbatches=2)
 
-    with pytest.raises(ValueError, match="rows for a chunk of") as raised:
+    with pytest.raises(ValueError, match="rows for") as raised:
         call(tf.zeros((24, 6)), tf.zeros(24, "int32"))
     assert "GhostBatchNormalization" in str(raised.value)
 

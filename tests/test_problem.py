@@ -160,7 +160,7 @@ def failing():
         ({"build": lacking}, r"outputs have the shape \(8, 2\).*expected \(8, 3\).*last layer"),
         ({"build": probabilities}, "outputs add up to 1, expected logits. Drop the softmax"),
         ({"train": (X[:100, :3], Y[:100])}, r"of shape \(3,\) and test examples of shape \(4,\)"),
-        ({"train": (X, Y[:9])}, "one label for each. Received: 150 examples and 9 labels"),
+        ({"train": (X, Y[:9])}, "one label per example. Received: 150 examples and 9 labels"),
         ({"train": (X, X)}, r"labels of type float32 and shape \(150, 4\), expected integers"),
         ({"train": (X, Y - 1)}, "label -1, expected classes counted from 0"),
         ({"train": (X.astype(str), Y)}, "type <U.*expected an array of numbers"),
@@ -308,7 +308,7 @@ def test_batch_size(folder):
         ("--batch-size received 0, expected a positive number", ["--batch-size", "0"]),
         ("--learning-rate received -1.0", ["--learning-rate", "-1"]),
         ("--highest-rate received 'best', expected a number", ["--highest-rate", "best"]),
-        ("at least 5 whole batches", ["--batch-size", "50"]),
+        ("at least 5 full batches", ["--batch-size", "50"]),
         ("`highest_rate` must be a positive number", ["--highest-rate", "0"]),
     ):
         result = invoke("batch-size", *OWN, *options, *more)

@@ -203,5 +203,5 @@ def test_keras_tuner_is_an_extra(tmp_path, small_row, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "keras_tuner", None)  # as if it were not installed
     result = tune(tmp_path / "out", "--trials", "2")
-    assert result.exit_code == 2 and "pip install 'keras-noisylb[tuner]'" in result.stderr
+    assert result.exit_code == 2 and "pip install -e '.[tuner]'" in result.stderr
     assert not (tmp_path / "out").exists()

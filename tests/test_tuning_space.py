@@ -103,12 +103,12 @@ def test_the_builder_sees_the_space_and_may_give_microbatches():
 def test_bad_spaces_are_refused_before_the_search(tmp_path):
     for noise, message in (
         ("diagonl", "Received: 'diagonl'"),
-        (lambda hp: hp.Choice("kind", ["full"]), "must register it by that name"),
+        (lambda hp: hp.Choice("kind", ["full"]), "must register the name"),
         ({}, "a function `hp -> Noise` for each name"),
         ({"mine": None}, "a function `hp -> Noise` for each name"),
         ({"none": lambda hp: None}, 'and None for "none"'),
     ):
         with pytest.raises(ValueError, match=message):
             random_search(hypermodel(noise=noise), tmp_path)
-    with pytest.raises(ValueError, match="different integers"):
+    with pytest.raises(ValueError, match="distinct integers"):
         hypermodel(seeds=(1, 1))

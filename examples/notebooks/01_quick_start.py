@@ -10,21 +10,21 @@
 # %% [markdown]
 # # Quick start: a large batch with the noise of a small one
 #
-# A network is trained by *updates*. Each update takes a *batch* of training examples, computes for
-# each of them the *gradient* (the direction in which the weights would make its error grow) and
-# moves the weights against the mean of these gradients.
+# A network is trained by *updates*. Each update takes a *batch* of training examples and computes
+# the *gradient* of each example, which is the direction that increases its error most. It then
+# moves the weights in the opposite direction of the mean of these gradients.
 #
-# A large batch has fewer updates in each *epoch*, which is one pass over the training examples, and
-# its mean is more exact. Networks trained in that way often do worse on examples that they were not
-# trained on: they *generalise* worse. One explanation is that the inexactness of a small batch, its
-# *noise*, is useful. This package puts noise of that kind back into the gradient of a large batch.
+# With a large batch, an *epoch* (one pass over the training examples) has fewer updates, and the
+# mean of the gradients is more accurate. But such networks often perform worse on new examples:
+# they *generalise* worse. One explanation is that the random error of a small batch's gradient, its
+# *noise*, is useful. This package adds such noise to the gradient of a large batch.
 #
-# This page trains one network so. It takes a minute or two on two processor cores.
+# This page trains one network with this noise. It takes one or two minutes on two processor cores.
 
 # %% tags=["parameters"]
 num_examples = 10_000  # training images
 large_batch_size = 500
-small_batch_size = 50  # the one whose noise is imitated
+small_batch_size = 50  # its noise is imitated
 epochs = 6
 
 # %%
@@ -39,8 +39,8 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## The data
 #
-# 10,000 images of clothes for training and 5,000 for testing, in 10 classes, are part of the
-# package: a part of Fashion-MNIST.
+# The package contains 10,000 training images and 5,000 test images of clothes in 10 classes. They
+# are a part of Fashion-MNIST.
 
 # %%
 (x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
@@ -57,10 +57,10 @@ plt.show()
 # %% [markdown]
 # ## The network
 #
-# LeNet is a small network of two convolutions and two dense layers. *Batch normalisation* in it
-# subtracts means over the batch and divides by standard deviations. *Ghost* batch normalisation
-# takes them over 50 examples at a time, however large the batch is, so that only the gradient sees
-# a large batch.
+# LeNet is a small network with two convolutions and two dense layers. Its *batch normalisation*
+# subtracts the mean over the batch and divides by the standard deviation. *Ghost* batch
+# normalisation computes both over 50 examples at a time, for every batch size. A large batch then
+# changes only the gradient.
 
 # %%
 network = nlb.models.LeNet(num_classes=10, ghost_batch_size=small_batch_size)
@@ -69,20 +69,21 @@ print(f"{network.count_params():,} weights")
 # %% [markdown]
 # ## The noise
 #
-# Let the gradients of single examples have the variance F. The mean over M examples then has the
-# variance F / M. So a batch of 500 lacks, of the variance of a batch of 50, F (1/50 − 1/500).
-# `DiagonalFisher` estimates F for every single weight from the examples of each batch (it is called
-# the diagonal of the *Fisher* matrix), and draws Gaussian noise of the missing variance.
+# Let F be the variance of the gradients of single examples. The mean over M examples has the
+# variance F / M. The variance for a batch of 500 is therefore smaller than for a batch of 50; the
+# difference is F (1/50 − 1/500). `DiagonalFisher` estimates F for every weight from the examples of
+# each batch (the diagonal of the *Fisher* matrix), and draws Gaussian noise with this difference as
+# its variance.
 #
-# `multiplier` scales the noise. At 1 it has the variance above; on this data 0.3 did better in a
-# trial (see `docs/results.md`).
+# `multiplier` is a factor of the noise. With 1 the noise has the variance above. On these data, 0.3
+# gave a better accuracy in a trial (see `docs/results.md`).
 
 # %%
 noise = nlb.DiagonalFisher(small_batch_size, multiplier=0.3)
 
 # %% [markdown]
-# Two things are wrapped: the optimizer says which noise is added, the model adds it. Everything
-# else is Keras as always.
+# Wrap two objects: the optimizer defines the noise, and the model adds it. Everything else is
+# ordinary Keras.
 
 # %%
 model = nlb.NoisyModel(network)
@@ -109,7 +110,8 @@ history = model.fit(
 ).history
 
 # %% [markdown]
-# The length of the noise over that of the gradient, epoch by epoch: noise at first, then none.
+# The norm of the noise divided by the norm of the gradient, for each epoch. After the first epochs
+# there is no noise.
 
 # %%
 epoch = np.arange(1, epochs + 1)
@@ -121,9 +123,10 @@ losses.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# ## How well does it do?
+# ## Test accuracy
 #
-# The test images are a sample, so the accuracy on them has a standard error of √(p (1 − p) / N).
+# The test images are a sample, so an accuracy p on N images has the standard error √(p (1 − p) /
+# N).
 
 # %%
 accuracy = model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
@@ -131,13 +134,14 @@ error = np.sqrt(accuracy * (1 - accuracy) / len(x_test))
 print(f"test accuracy {accuracy:.2%} ± {error:.2%}")
 
 # %% [markdown]
-# Whether the noise *helped* this one run cannot say: there is nothing to compare it with. The
-# notebook `03_generalisation_gap` compares.
+# A single run cannot show whether the noise *helped*, because there is nothing to compare it with.
+# The notebook `03_generalisation_gap` makes a comparison.
 #
-# ## What will be computed
+# ## What the noise computes
 #
-# `report` says it without running anything: how the variance of each layer's weights is obtained,
-# whether that is exact, and how much more work it is than a step without noise.
+# `report` shows, without training, how the variance of each layer's weights is computed, whether
+# it is exact, and the work relative to a step without noise. Work counts only multiplications. The
+# time grows more, because it includes memory traffic and small operations.
 
 # %%
 print(nlb.report(network, noise, large_batch_size))

@@ -10,10 +10,10 @@
 # %% [markdown]
 # # What the noise looks like
 #
-# Two pictures of the paper (Wen et al., *An Empirical Study of Large-Batch SGD with Structured
-# Covariance Noise*, AISTATS 2020), made anew for problems of two weights, where everything can be
-# drawn: the noise of one step (their Figure 1), and what noise does to many steps (Figure 4).
-# Change the numbers in the next cell and run all again: it takes seconds.
+# This page repeats two pictures of the paper (Wen et al., *An Empirical Study of Large-Batch SGD
+# with Structured Covariance Noise*, AISTATS 2020) for problems with two weights, where everything
+# can be drawn: the noise of one step (their Figure 1), and the effect of noise on many steps
+# (Figure 4). Change the numbers in the next cell and run all cells again: this takes seconds.
 
 # %% tags=["parameters"]
 seed = 0
@@ -32,9 +32,9 @@ from keras_noisylb.quadratic import Quadratic, noise_factor
 # %% [markdown]
 # ## 1. A regression with two weights
 #
-# 512 examples, each with two inputs x and a target y. The model predicts θ₁ x₁ + θ₂ x₂, and the
-# *loss* of an example is half its squared error. The mean loss over all examples is a bowl over the
-# plane of θ = (θ₁, θ₂); a *contour* is a line of equal loss.
+# There are 512 examples, each with two inputs x and a target y. The model predicts θ₁ x₁ + θ₂ x₂,
+# and the *loss* of an example is half its squared error. The mean loss over all examples is a bowl
+# over the plane of θ = (θ₁, θ₂). A *contour* is a line of equal loss.
 
 # %%
 x, y = figure1.examples(seed)
@@ -50,8 +50,8 @@ plt.show()
 # %% [markdown]
 # ## 2. Where the noise comes from
 #
-# At one point of the contour, every example has a gradient of its own. The gradient of the loss is
-# their mean. A small batch takes the mean of a few, and so lands somewhere about it.
+# At one point of the contour, every example has a different gradient. The gradient of the loss is
+# the mean over all examples. The mean over a small batch is a point near it.
 
 # %%
 theta = figure1.contour(x, y, number=8)[3]
@@ -68,20 +68,20 @@ plt.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# ## 3. Imitating it
+# ## 3. Imitating the noise
 #
-# How a cloud of points is spread is said by its *covariance*, here a matrix of 2 × 2. The noise
-# that is added to the exact gradient shall have the covariance of the small batch's cloud. There
-# are several ways to get near it, g being the gradient of one example:
+# The *covariance* of a cloud of points, here a 2 × 2 matrix, describes its spread. The noise that
+# is added to the exact gradient should have the covariance of the small-batch gradients. There are
+# several approximations; g is the gradient of one example:
 #
 # | noise | covariance |
 # |---|---|
 # | full Fisher | the mean of g gᵀ, times 1/M_S − 1/M_L |
-# | diagonal Fisher | the same without its entries off the diagonal: one variance for each weight |
+# | diagonal Fisher | the same without the off-diagonal entries: one variance for each weight |
 # | isotropic | the same fixed variance in every direction |
 #
-# M_S is the small and M_L the large batch size, here all 512 examples. With millions of weights the
-# full matrix is too large to store; the diagonal is no larger than the gradient.
+# M_S is the small batch size and M_L the large batch size, here all 512 examples. With millions of
+# weights, the full matrix is too large to store; the diagonal has the size of the gradient.
 
 # %%
 gradient, covariances = figure1.covariances(x, y, theta, small=small_batch_size)
@@ -90,13 +90,12 @@ for name, covariance in covariances.items():
     print(f"{name:25} {covariance.round(4).tolist()}")
 
 # %% [markdown]
-# `sgd` is the exact covariance of the small batch; *SGD*, stochastic gradient descent, is the name
-# of training by small batches.
+# `sgd` is the exact covariance of the small batch. *SGD*, stochastic gradient descent, is training
+# with small batches.
 #
 # ## 4. One step from several points
 #
-# Black: points of one contour. Orange: the step against the exact gradient. Blue: 60 steps with
-# noise.
+# Black: points of one contour. Orange: a step with the exact gradient. Blue: 60 steps with noise.
 
 
 # %%
@@ -131,15 +130,15 @@ for name, found in angles.items():
     print(f"{name:10} median {np.median(found):3.0f}°, largest {max(found):3.0f}°")
 
 # %% [markdown]
-# Often nearly, but not everywhere: the largest angles are at the narrow ends of the ellipse. The
-# page `docs/figures.md` has the reason.
+# It is nearly perpendicular at most points, but not everywhere: the largest angles are at the
+# narrow ends of the ellipse. The page `docs/figures.md` explains the reason.
 #
 # ## 5. Many steps in a bowl
 #
-# Now the loss itself is given: L(θ) = ½ θᵀ A θ. A is called the *Hessian*; it holds the second
-# derivatives, and its *eigenvalues* say how steep the bowl is along its axes. In the paper's theory
-# the Fisher matrix equals A. `noise_factor` makes the matrix C that turns independent random
-# numbers ξ into noise C ξ of that covariance, full or diagonal.
+# Now the loss is L(θ) = ½ θᵀ A θ. A is called the *Hessian*. It contains the second derivatives,
+# and its *eigenvalues* are the steepness of the bowl along its axes. In the theory of the paper,
+# the Fisher matrix equals A. `noise_factor` returns a matrix C. With independent random numbers ξ,
+# the noise C ξ has this covariance, full or diagonal.
 
 # %%
 bowls = {name: Quadratic(hessian, noise_factor(hessian, name)) for name in ("full", "diagonal")}
@@ -148,8 +147,9 @@ for name, bowl in bowls.items():
     print(f"{name}: variance along these axes {bowl.noise_variances.round(2)}")
 
 # %% [markdown]
-# Full noise is largest along the steep axis. Diagonal noise has the same total, spread differently.
-# One run of 500 updates with each, of which every tenth is shown:
+# Full noise is largest along the steep axis. Diagonal noise has the same total variance, divided
+# differently between the axes. The pictures show one run of 500 updates for each noise, every tenth
+# update:
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained")
@@ -161,8 +161,8 @@ for panel, (name, bowl) in zip(axes, bowls.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# One run shows little. The mean loss over all runs can be computed exactly, and it agrees with the
-# mean of many simulated ones:
+# A single run shows little. The mean loss over all possible runs can be computed exactly. It agrees
+# with the mean over many simulated runs:
 
 # %%
 plt.figure(figsize=(5.5, 3.2))
@@ -176,11 +176,11 @@ plt.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## 6. Does diagonal noise get down sooner?
+# ## 6. Is diagonal noise faster?
 #
-# The number of updates until a run's loss is first below a level: mean over the runs, ± standard
-# error of the difference. It depends on where the runs start: in the bowl of the paper, (3, 3) is
-# along the steep axis and (3, −3) along the flat one.
+# The next cell prints the number of updates until the loss of a run is first below a level: the
+# mean over the runs, ± the standard error of the difference. It depends on the start: in the bowl
+# of the paper, (3, 3) is along the steep axis and (3, −3) along the flat axis.
 
 
 # %%
@@ -205,9 +205,9 @@ for place in (start, (3.0, 3.0), (3.0, -3.0)):
         )
 
 # %% [markdown]
-# ## 7. And in the end?
+# ## 7. The final loss
 #
-# After many updates only the noise is left, and the mean loss no longer falls.
+# After many updates, the effect of the start has vanished, and the mean loss no longer falls.
 
 # %%
 final = {name: bowl.expected_losses(start, 500, 0.1)[-1] for name, bowl in bowls.items()}
@@ -216,5 +216,5 @@ print(", ".join(f"{name}: {loss:.4f}" for name, loss in final.items()))
 print(f"{lower} noise ends at the lower loss." if np.ptp(list(final.values())) > 1e-9 else "Equal.")
 
 # %% [markdown]
-# Try `hessian = [[3.5, 0.0], [0.0, 0.5]]` in the first cell: the axes of the bowl are then those of
-# the weights, and full and diagonal noise are the same.
+# Try `hessian = [[3.5, 0.0], [0.0, 0.5]]` in the first cell. The axes of the bowl are then the axes
+# of the weights, and full and diagonal noise are the same.

@@ -10,9 +10,9 @@
 # %% [markdown]
 # # Closing the generalisation gap?
 #
-# A network that was trained with a large batch often does worse on new examples than one that was
-# trained with a small batch. That difference is the *generalisation gap*. This page trains one
-# network in three ways, for equally many passes over the data:
+# A network that was trained with a large batch often performs worse on new examples than a network
+# that was trained with a small batch. The difference is the *generalisation gap*. This page trains
+# one network in three ways, with the same number of passes over the data:
 #
 # | name | batch | noise |
 # |---|---|---|
@@ -20,7 +20,7 @@
 # | LB | large | |
 # | LB + diagonal | large | diagonal Fisher noise, in the first quarter |
 #
-# and then asks what such a comparison can tell. Much of this page is about that.
+# It then explains what such a comparison can and cannot show.
 
 # %% tags=["parameters"]
 num_examples = 10_000  # training images
@@ -39,15 +39,14 @@ import keras_noisylb as nlb
 x_train, y_train = x_train[:num_examples], y_train[:num_examples]
 
 # %% [markdown]
-# ## One way to train
+# ## The training function
 #
-# LeNet with ghost batch normalisation: its statistics are those of 50 examples in every case, so
-# that batches differ by their gradients alone. The learning rates, 0.02 and 0.2, and λ = 0.3, which
-# scales the noise, were chosen on a part of the training images that was held out (the numbers are
-# in `docs/results.md`). The rate rises linearly in the first twentieth of the updates, because a
-# large rate can ruin a network that knows nothing yet, and falls to a tenth for the last quarter,
-# in which the network settles. (The rates and λ were chosen without that fall, and SB had one rate
-# tried only.)
+# The network is LeNet with ghost batch normalisation. Its statistics are always taken over 50
+# examples, so the regimes differ only in their gradients. The learning rates, 0.02 and 0.2, and
+# λ = 0.3, the factor of the noise, were chosen on held-out training images (the numbers are in
+# `docs/results.md`). The rate rises linearly in the first twentieth of the updates, because a large
+# rate can make the early training diverge. It is divided by 10 for the last quarter. (The rates and
+# λ were chosen without this decay, and only one rate was tried for SB.)
 
 
 # %%
@@ -93,8 +92,8 @@ plt.show()
 #
 # ## Accuracy on the test images
 #
-# The test images are a sample of all the images there could be. The *standard error* says how far
-# an accuracy p would typically move with another sample of N images: √(p (1 − p) / N).
+# The test images are a sample of all possible images. The *standard error* of an accuracy p, which
+# is √(p (1 − p) / N), is the typical change of p with another sample of N images.
 
 
 # %%
@@ -112,11 +111,11 @@ for name, found in correct.items():
 # %% [markdown]
 # ## Are they different?
 #
-# All networks saw the same test images, so a better yardstick is at hand: only images on which two
-# networks disagree tell them apart. Per image the difference is 1, 0 or −1, and the standard error
-# of its mean is its standard deviation over √N. Between two networks that are equally good on all
-# images, the choice of test images makes a difference of more than two standard errors only once in
-# about twenty times.
+# All networks classify the same test images, so there is a more precise comparison: only images on
+# which two networks disagree make a difference. For each image the difference is 1, 0 or −1. The
+# standard error of its mean is its standard deviation divided by √N. If two networks are equally
+# good on all possible images, a difference of more than two standard errors occurs by chance only
+# once in about twenty samples of test images.
 
 
 # %%
@@ -135,19 +134,19 @@ for pair in (("SB", "LB"), ("LB + diagonal", "LB"), ("SB", "LB + diagonal")):
     print(compare(*pair, correct))
 
 # %% [markdown]
-# ## What one run cannot say
+# ## What one run cannot show
 #
-# Those sentences are about these very networks, not about the ways in which they were trained.
-# Other initial weights and another order of the examples give another network. To see by how much
-# that matters, LB is trained once more, with another *seed* of the random numbers.
+# These sentences are about these networks, not about the regimes. Other initial weights and another
+# order of the examples give another network. To measure this effect, LB is trained once more, with
+# another *seed* of the random numbers.
 
 # %%
 correct["LB, other seed"] = right(train(large_batch_size, learning_rate=0.2, seed=1)[0])
 print(compare("LB, other seed", "LB", correct))
 
 # %% [markdown]
-# Nothing but chance is between these two, so a difference between two ways of training is only
-# worth something if it is clearly larger than this one:
+# These two networks differ only by chance. A difference between two regimes is meaningful only if
+# it is clearly larger than this one:
 
 # %%
 gap = correct["SB"].mean() - correct["LB"].mean()
@@ -158,14 +157,14 @@ for name, size in (("The gap (SB − LB)", gap), ("The gain (LB + diagonal − L
     print(f"{name} is {size:+.2%}: in size {than} the {chance:.2%} between two seeds of LB.")
 
 # %% [markdown]
-# One pair of seeds gives a rough idea of chance only. A real comparison trains several seeds of
-# each regime and reports their mean and standard deviation.
+# One pair of seeds gives only a rough estimate of this effect. A real comparison trains several
+# seeds of each regime and reports their mean and standard deviation.
 #
-# ## What is known
+# ## Results with several seeds
 #
 # `docs/results.md` has comparisons with several seeds. On these images, in 30 epochs, the gap is
-# within the spread of the seeds and the noise brings **no gain**. On all of Fashion-MNIST, in 15
+# within the spread of the seeds, and the noise gives **no gain**. On all of Fashion-MNIST, in 15
 # epochs with a batch of 4096, there is a gap, and the noise does not close it. The paper reports
-# that it does after about 200 epochs, which was not run here. This command would:
+# that it does after about 200 epochs, which were not run here. This command would run them:
 #
 #     noisylb table 2 --rows fashion_mnist-lenet --preset paper

@@ -10,14 +10,14 @@
 # %% [markdown]
 # # How sharp is the minimum?
 #
-# Training ends at weights where the loss is small. Around them the loss may rise steeply (a *sharp*
-# minimum) or slowly (a *flat* one). An old idea is that flat minima generalise better and that
-# small batches find flatter ones. The paper measures sharpness in its Figure 5b. This page trains
-# two networks, measures theirs, and shows what makes the measure delicate.
+# Training ends at weights where the loss is small. Around them the loss can rise steeply (a *sharp*
+# minimum) or slowly (a *flat* minimum). An old hypothesis is that flat minima generalise better and
+# that small batches find flatter minima. The paper measures sharpness in its Figure 5b. This page
+# trains two networks, measures their sharpness, and shows the difficulties of this measurement.
 
 # %% tags=["parameters"]
 num_examples = 4000  # training images
-num_measured = 1000  # of which the sharpness is measured on
+num_measured = 1000  # training images on which the sharpness is measured
 epochs = 10
 
 # %%
@@ -36,9 +36,9 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 # %% [markdown]
 # ## Two networks
 #
-# One hidden layer of 64 units, with ghost batch normalisation. One network is trained with batches
-# of 50 (SB), the other with batches of 1000 (LB) at a higher learning rate; both see all training
-# images equally often.
+# Each network has one hidden layer of 64 units with ghost batch normalisation. One is trained with
+# batches of 50 (SB), the other with batches of 1000 (LB) at a higher learning rate. Both are
+# trained for the same number of epochs.
 
 
 # %%
@@ -61,13 +61,13 @@ networks = {"SB": train(50, learning_rate=0.02), "LB": train(1000, learning_rate
 # %% [markdown]
 # ## The Hessian and its largest eigenvalue
 #
-# The *Hessian* H is the matrix of the second derivatives of the loss by the weights. Along a
-# direction v of length 1 the loss curves as vᵀ H v. The steepest curvature of all directions is the
-# largest *eigenvalue* of H, and the direction is its *eigenvector*.
+# The *Hessian* H is the matrix of the second derivatives of the loss with respect to the weights.
+# In a direction v of length 1, the loss has the curvature vᵀ H v. The largest curvature of all
+# directions is the largest *eigenvalue* of H; its direction is the *eigenvector*.
 #
-# H has as many rows as the network has weights, too many to write down. `largest_eigenvalues` only
-# multiplies it with vectors, which takes about as long as three gradients, and says how exact the
-# result is: an eigenvalue lies no further away than the *residual*.
+# H has one row per weight of the network, which is too many to store. `largest_eigenvalues` only
+# computes products of H with vectors. One product takes about as long as three gradients. The
+# *residual* is a bound of the error: H has an eigenvalue within this distance.
 
 # %%
 pairs = {
@@ -82,16 +82,16 @@ for name, found in pairs.items():
     )
 
 # %% [markdown]
-# ## Is that right?
+# ## A check
 #
-# Walk along the eigenvector v, away from the trained weights θ, and watch the loss. Up to second
-# order it is L(θ + t v) ≈ L(θ) + t ∇L·v + ½ λ t², λ being the eigenvalue. Two points at ±t give the
-# curvature without the middle term.
+# Move from the trained weights θ along the eigenvector v, and compute the loss. Up to second order
+# it is L(θ + t v) ≈ L(θ) + t ∇L·v + ½ λ t² with the eigenvalue λ. Two points at ±t and the middle
+# give the curvature without the linear term.
 
 
 # %%
 def losses_along(network, direction, distances):
-    """The loss at weights that lie some way off in one direction."""
+    """The loss at given distances from the weights along a direction."""
     theta = [v.numpy() for v in network.trainable_variables]
     found = []
     for t in distances:
@@ -129,13 +129,14 @@ for name, network in networks.items():
     )
 
 # %% [markdown]
-# The two need not be quite equal. The network's activation, ReLU, has a kink at 0. The Hessian
-# knows only the smooth pieces between kinks, and a step of this length crosses some.
+# The two values can differ slightly. The activation of the network, ReLU, has a kink at 0. The
+# Hessian describes the smooth pieces between kinks, and a step of this length crosses some kinks.
 #
 # ## Many directions
 #
-# The *trace* is the sum of all eigenvalues. Divided by their number it is the curvature of a
-# typical direction, which is far smaller than the steepest. It is estimated from random directions.
+# The *trace* is the sum of all eigenvalues. Divided by their number, it is the curvature in a
+# typical direction, which is far smaller than the largest curvature. It is estimated from random
+# directions.
 
 # %%
 for name, network in networks.items():
@@ -148,10 +149,10 @@ for name, network in networks.items():
 # %% [markdown]
 # ## The same function, another sharpness
 #
-# Batch normalisation divides by the standard deviation of what a layer computes. So the weights
-# before it can be multiplied by anything: the network computes the same function. Its Hessian does
-# not stay the same. Here the first kernel of a copy of LB is halved, and with it the moving mean
-# and deviation that the normalisation uses:
+# Batch normalisation divides by the standard deviation of a layer's output. If the weights before
+# it are multiplied by a positive factor, the network computes the same function, but its Hessian
+# changes. Here the first kernel of a copy of LB is halved, and so are the moving mean and standard
+# deviation of the normalisation:
 
 # %%
 halved = keras.models.clone_model(networks["LB"])
@@ -160,7 +161,7 @@ dense = next(layer for layer in halved.layers if isinstance(layer, keras.layers.
 norm = next(layer for layer in halved.layers if isinstance(layer, nlb.GhostBatchNormalization))
 for variable, factor in ((dense.kernel, 0.5), (norm.moving_mean, 0.5)):
     variable.assign(factor * variable)
-# The deviation is the root of the variance and a small constant, epsilon.
+# The standard deviation is the square root of the variance plus a small constant, epsilon.
 norm.moving_variance.assign(0.25 * (norm.moving_variance + norm.epsilon) - norm.epsilon)
 change = np.abs(halved(x_measured) - networks["LB"](x_measured)).max()
 print(f"largest change of an output: {change:.1g}")
@@ -173,8 +174,9 @@ print(f"LB {pairs['LB'].eigenvalues[0]:.1f}, LB halved {raw.eigenvalues[0]:.1f}"
 # ## A fairer measure
 #
 # As in the paper, `sharpness` first *folds* the normalisation into the weights before it, so that
-# their scale has no influence. Then it divides the outputs by a *temperature*, fitted on the test
-# images: a network that is too sure of itself has a loss that is flat only because it is nearly 0.
+# their scale has no influence. Then it divides the outputs by a *temperature*, which is fitted on
+# the test images. Otherwise an overconfident network would have a flat loss only because its loss
+# is nearly 0.
 
 # %%
 measured = {
@@ -189,7 +191,7 @@ for name, found in measured.items():
     )
 
 # %% [markdown]
-# Now LB and its halved copy agree. And SB beside LB?
+# Now LB and its halved copy agree. The next cell compares SB and LB.
 
 # %%
 sharper = max(networks, key=lambda name: measured[name].largest_eigenvalue)
@@ -200,7 +202,7 @@ print(", ".join(f"{name} {value:.3f}" for name, value in losses.items()), end=".
 print(f"{closer} is closer to its minimum.")
 
 # %% [markdown]
-# With equal epochs, SB makes more updates than LB. Where two networks have come to different
-# training losses, their sharpness also says how far each has come, not only which minimum it is
-# near. And two networks are one pair of random seeds. In `docs/figures.md`, under Figure 5b, are
-# five regimes and three seeds of a larger network, with the same warning.
+# With the same number of epochs, SB makes more updates than LB. If two networks have different
+# training losses, their sharpness also depends on how far the training has come, not only on the
+# minimum. Besides, two networks are only one pair of random seeds. Figure 5b in `docs/figures.md`
+# has five regimes and three seeds of a larger network, with the same caution.

@@ -10,12 +10,12 @@
 # %% [markdown]
 # # Your own model, loss and training loop
 #
-# Nothing in this package is tied to the networks that come with it. This page takes a network with
-# a layer of its own, a loss of its own and a training loop of its own, and adds noise to them.
+# This package works with any network. This page adds noise to a network with a custom layer, a
+# custom loss and a custom training loop.
 #
-# The noise imitates the gradient of a small batch: it has the variance that the mean over a large
-# batch lacks. For that it needs to know how much the gradients of single examples vary. How that is
-# found out depends on the model.
+# The noise imitates the gradient of a small batch. Its variance is the difference between the
+# variances of a small and a large batch. It is computed from the variance of the gradients of
+# single examples. How this variance is computed depends on the model.
 
 # %% tags=["parameters"]
 num_examples = 10_000  # training images
@@ -37,9 +37,9 @@ keras.utils.set_random_seed(0)
 x_train, y_train = x_train[:num_examples], y_train[:num_examples]
 
 # %% [markdown]
-# ## A layer of one's own
+# ## A custom layer
 #
-# It multiplies each feature by a trainable number.
+# The layer multiplies each feature by a trainable number.
 
 
 # %%
@@ -54,7 +54,7 @@ class Gain(keras.layers.Layer):
 
 
 def make_model():
-    """A network of two dense layers with a Gain between them."""
+    """A network with two dense layers and a Gain between them."""
     inputs = keras.Input((28, 28, 1))
     x = keras.layers.Flatten()(inputs)
     x = Gain()(keras.layers.Dense(64, activation="relu")(x))
@@ -62,11 +62,11 @@ def make_model():
 
 
 # %% [markdown]
-# ## A loss of one's own
+# ## A custom loss
 #
-# A loss is a function of labels and outputs that gives one number per example, or their mean. This
-# one is the *focal loss*: −(1 − p)² log p for the probability p of the true class. Examples that
-# the network is sure of count little.
+# A loss is a function of labels and outputs that returns one number per example, or their mean. The
+# *focal loss* is −(1 − p)² log p with the probability p of the true class. Examples that are
+# already classified with a high probability have a small weight.
 
 
 # %%
@@ -77,12 +77,12 @@ def focal_loss(y, logits):
 
 
 # %% [markdown]
-# ## What the noise will do
+# ## What the noise computes
 #
-# For common layers the package has *rules*, formulas that give the variance quickly. It has none
-# for `Gain`. `report` says what happens then: all examples are differentiated one by one, by
-# TensorFlow's `vectorized_map`. That is exact, works for many models, and is slow. (Training says
-# it once, as a warning.)
+# For common layers the package has *rules*: formulas that compute the variance quickly. It has no
+# rule for `Gain`. `report` shows the consequence: TensorFlow's `vectorized_map` differentiates
+# every example separately. This is exact and works for many models, but it is slow. (Training gives
+# one warning.)
 
 # %%
 model = make_model()
@@ -90,13 +90,13 @@ noise = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3)
 print(nlb.report(model, noise, batch_size))
 
 # %% [markdown]
-# There are two ways out.
+# There are two faster ways.
 #
-# ## Way 1: an estimator that needs no rules
+# ## Way 1: an estimator without rules
 #
-# With `estimator="split"` the batch is computed as two halves, and the difference of their
-# gradients is what the noise is made of. It costs next to nothing and works for every model and
-# every loss that is a sum over examples.
+# With `estimator="split"`, the batch is computed as two halves, and the noise is computed from the
+# difference of their gradients. This costs almost nothing and works for every model, if the loss is
+# a sum over examples.
 
 # %%
 split = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3, estimator="split")
@@ -105,9 +105,10 @@ print(nlb.report(model, split, batch_size))
 # %% [markdown]
 # ## Way 2: a rule
 #
-# A rule gets the layer, what it was called with (`use.inputs`) and d, the derivative of each
-# example's loss by the layer's output. The derivative by `gain` is their product, example by
-# example. `offset` says that it is the example's whole gradient of a vector.
+# A rule receives the layer, its inputs (`use.inputs`) and d, the gradient of each example's loss
+# with respect to the layer's output. For each example, the gradient with respect to `gain` is the
+# product of the two. `offset` marks it as the gradient of a vector that acts on each feature
+# separately.
 
 
 # %%
@@ -121,8 +122,8 @@ model = make_model()
 print(nlb.report(model, noise, batch_size))
 
 # %% [markdown]
-# Is the rule right? `vectorized_map` knows nothing of it, so it can check: the mean square of the
-# examples' gradients, by both ways.
+# Is the rule correct? `vectorized_map` does not use it and can therefore check it. The next cell
+# computes the mean square of the per-example gradients in both ways.
 
 # %%
 x, y = x_train[:64], y_train[:64]
@@ -152,11 +153,11 @@ history = noisy_model.fit(
 print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))
 
 # %% [markdown]
-# ## A training loop of one's own
+# ## A custom training loop
 #
-# `noisy_gradients` gives the gradient and the noise of one batch, apart. What is done with them is
-# up to you: they are added up, and an optimizer applies the sum. `seed` makes the random numbers;
-# it must be another one at every step, which the optimizer's counter of updates is.
+# `noisy_gradients` returns the gradient and the noise of one batch separately. Here their sum is
+# passed to an optimizer. `seed` determines the random numbers. It must be different in every step,
+# so the loop passes the optimizer's number of updates.
 
 # %%
 model = make_model()
@@ -178,8 +179,8 @@ def step(x, y, noise_size):
 
 
 # %% [markdown]
-# This loop does what `fit` does not: the noise shrinks linearly, from its full size in the first
-# epoch to nothing in the last.
+# This loop does something that `fit` cannot do: the noise decreases linearly, from its full size in
+# the first epoch to zero in the last.
 
 # %%
 batches = tf.data.Dataset.from_tensor_slices((x_train, y_train))
@@ -202,6 +203,5 @@ curve.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# `num_microbatches=k` computes the same in k parts, one after the other, for a batch that does not
-# fit in memory. The page `docs/foreign_models.md` has twenty models of other origin, with what
-# works for each of them.
+# If a batch does not fit in memory, `num_microbatches=k` computes the same in k parts, in sequence.
+# The page `docs/foreign_models.md` shows which estimators work for twenty third-party models.

@@ -10,14 +10,13 @@
 # %% [markdown]
 # # Many devices
 #
-# A large batch is often shared among several devices: each has a copy of the network, called a
-# *replica*, and computes the gradient of its part of the batch. The gradients are added up, and all
-# replicas make the same update. In Keras, `tf.distribute.MirroredStrategy` does that. The noise
-# works with it: each device draws noise of its own, and nothing more than the gradients is
-# communicated.
+# A large batch is often divided among several devices. Each device has a copy of the network,
+# called a *replica*, and computes the gradient of its part of the batch. The gradients are summed,
+# and all replicas make the same update. In Keras, `tf.distribute.MirroredStrategy` does this. With
+# noise, each device draws independent noise, and still only the gradients are communicated.
 #
-# This page uses two devices that are one CPU in truth, so that it runs anywhere. For two GPUs leave
-# the next but one cell out.
+# This page uses one CPU as two logical devices, so that it runs on any machine. With two GPUs, skip
+# the cell that configures the logical devices, and use `MirroredStrategy()` in the cell after it.
 
 # %% tags=["parameters"]
 num_examples = 4000  # training images
@@ -32,12 +31,12 @@ import tensorflow as tf
 
 import keras_noisylb as nlb
 
-tf.get_logger().setLevel("ERROR")  # else it reports every sum over devices
+tf.get_logger().setLevel("ERROR")  # otherwise TensorFlow logs every sum over devices
 
 # %% [markdown]
 # ## Two logical devices
 #
-# This must happen before TensorFlow does anything else: later its devices are fixed.
+# This cell must run first, because TensorFlow cannot change its devices later.
 
 # %%
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -50,8 +49,8 @@ print(f"{strategy.num_replicas_in_sync} replicas")
 # %% [markdown]
 # ## The model
 #
-# It is made and compiled in the strategy's *scope*, so that each device gets a copy of every
-# weight. Nothing else is different from one device.
+# It is built and compiled in the *scope* of the strategy, so that each device gets a copy of every
+# weight. Everything else is the same as on one device.
 
 
 # %%
@@ -78,8 +77,8 @@ with strategy.scope():
 # %% [markdown]
 # ## Training
 #
-# `batch_size` is that of all devices together: each of two gets 250 of 500 examples. The noise
-# knows that the update averages over 500.
+# `batch_size` is the global batch size: each of the two devices gets 250 of the 500 examples. The
+# noise is computed for an update over 500 examples.
 
 # %%
 (x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
@@ -94,8 +93,8 @@ history = model.fit(
 print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))
 
 # %% [markdown]
-# After training, are the copies of a weight still the same? They must be: the devices' noises were
-# part of the gradients that were added up.
+# After training, the copies of a weight must still be equal, because the noises were part of the
+# gradients that were summed.
 
 # %%
 kernel = model.trainable_variables[0].value
@@ -105,11 +104,11 @@ print("copies are equal:", np.array_equal(first, second))
 # %% [markdown]
 # ## Does the sum have the right size?
 #
-# The noise of one device alone would be too large: it is made for the examples of that device. Each
-# is scaled so that the sum over the devices has the variance that one device with the whole batch
-# would give it. That can be measured. Take a small linear model and always the same batch, start at
-# the same weights, make one update with learning rate 1, and see how the changes of the weights
-# vary from update to update.
+# The noise of one device is computed from the examples of this device. It is scaled so that the sum
+# over the devices has the same variance as the noise of one device with the whole batch. This can
+# be measured with a small linear model. The experiment repeats one update with learning rate 1,
+# always with the same batch and from the same weights, and computes the variance of the change of
+# each weight.
 
 
 # %%
@@ -142,8 +141,8 @@ with strategy.scope():
     two_devices = changes_of_weights(num_updates)
 
 # %% [markdown]
-# The variance of each of the 200 weights, on one device and on two. If they agree, the points are
-# about the diagonal, no further off than such a number of updates can tell.
+# The picture shows the variance of each of the 200 weights, on one device and on two devices. If
+# they agree, the points scatter around the diagonal, because the number of updates is finite.
 
 # %%
 variances = one_device.var(axis=0, ddof=1).ravel(), two_devices.var(axis=0, ddof=1).ravel()

@@ -10,15 +10,15 @@
 # %% [markdown]
 # # Searching with KerasTuner
 #
-# Training with noise has *hyperparameters*, numbers that training itself does not find: the
-# learning rate, the batch sizes, which noise, how large and for how long. A *search* trains with
-# several combinations, each called a *trial*, and keeps the one that does best on examples that
-# were held out.
+# Training with noise has *hyperparameters*, which training itself does not determine: the learning
+# rate, the batch sizes, and the kind, size and duration of the noise. A *search* trains with
+# several combinations, each called a *trial*, and keeps the trial with the best score on held-out
+# examples.
 #
-# `keras_noisylb.tuning` brings the search space of this method to every tuner of KerasTuner, which
-# is installed by
+# `keras_noisylb.tuning` provides the search space of this method for every tuner of KerasTuner. In
+# the clone, KerasTuner is installed by
 #
-#     pip install 'keras-noisylb[cli,tuner]'
+#     pip install -e '.[cli,tuner]'
 
 # %% tags=["parameters"]
 num_examples = 3000  # images, of which a fifth is held out
@@ -41,11 +41,11 @@ from keras_noisylb.tuning import NoisyHyperModel, results
 x_train, y_train = x_train[:num_examples], y_train[:num_examples]
 
 # %% [markdown]
-# ## What is held out
+# ## Held-out images
 #
-# The test images must not choose the hyperparameters: the best of several trials would look better
-# on them than it is. So a fifth of the training images is set aside, the same proportion of every
-# class.
+# The test images must not be used to choose the hyperparameters: the test accuracy of the best of
+# several trials would be too optimistic. Therefore a fifth of the training images of each class is
+# held out.
 
 # %%
 (x_fit, y_fit), held_out = nlb.data.split(x_train, y_train, fraction=0.2)
@@ -54,13 +54,13 @@ print(f"{len(x_fit)} images to train on, {len(held_out[0])} held out")
 # %% [markdown]
 # ## The search space
 #
-# A `NoisyHyperModel` needs a function that builds a network, and a loss. Every part of the space is
-# a value, which is then fixed, or a tuple of choices, or a function that asks `hp` for a number.
-# Parts that are not given have choices of their own.
+# A `NoisyHyperModel` needs a function that builds a network, and a loss. Every dimension of the
+# space is a fixed value, a tuple of choices, or a function that asks `hp` for a number. Other
+# dimensions have default choices.
 #
-# Here a small network is trained with batches of 400, with diagonal noise or without. The learning
-# rate is searched on a logarithmic scale. Each trial trains once for each of the seeds, and its
-# score is the mean.
+# Here a small network is trained with batches of 400, with or without diagonal noise. The learning
+# rate is searched on a logarithmic scale. Each trial trains once per seed, and its score is the
+# mean over the seeds.
 
 
 # %%
@@ -92,8 +92,8 @@ hypermodel = NoisyHyperModel(
 # %% [markdown]
 # ## The search
 #
-# The tuner chooses the trials, at random here. It keeps them in a folder, so that a search that was
-# interrupted goes on; this one is thrown away.
+# The tuner chooses the trials, here at random. It stores them in a folder, so that an interrupted
+# search can continue. This page deletes the folder at the end.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -101,16 +101,16 @@ tuner = keras_tuner.RandomSearch(
     hypermodel,
     objective="val_accuracy",
     max_trials=max_trials,
-    seed=8,  # draws both kinds; 0 would be no seed at all to KerasTuner
+    seed=8,  # draws both kinds; KerasTuner treats 0 as no seed
     directory=folder.name,
     project_name="noise",
 )
 tuner.search(x_fit, y_fit, validation_data=held_out, epochs=epochs, verbose=0)
 
 # %% [markdown]
-# ## What was found
+# ## Results
 #
-# `results` gives the trials, best first, with the score of each seed.
+# `results` returns the trials, best first, with the score of each seed.
 
 # %%
 trials = results(tuner)
@@ -136,9 +136,9 @@ plt.show()
 # %% [markdown]
 # ## Is the best one really better?
 #
-# The trials compete by scores that chance is part of, so the winner is partly a lucky one. Two
-# things tell how much: the spread of the seeds within a trial, and the standard error of an
-# accuracy on so few held-out images.
+# The scores of the trials contain random errors, so the best trial is partly lucky. Two numbers
+# measure this: the spread of the seeds within a trial, and the standard error of an accuracy on so
+# few held-out images.
 
 # %%
 best, *others = trials
@@ -153,7 +153,8 @@ print("That is a clear lead." if clear else "That lead is within what chance doe
 # %% [markdown]
 # ## Training with the best values
 #
-# Once more, with the first seed, and one look at the test images at the end.
+# The network is trained again with the best values and the first seed. The test images are used
+# only once, at the end.
 
 # %%
 values = tuner.get_best_hyperparameters()[0]

@@ -1,1 +1,1 @@
-"""How large a batch pays for a user's model and data."""
+"""Advice on batch size, learning rate and noise for a model and its data."""

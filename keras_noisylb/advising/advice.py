@@ -1,4 +1,4 @@
-"""What follows from a gradient noise scale: batch size, learning rate, noise."""
+"""Batch size, learning rate and noise, derived from a gradient noise scale."""
 
 import dataclasses
 import math
@@ -10,21 +10,21 @@ from keras_noisylb.schedules import linear_scaling, matched_multiplier, sqrt_sca
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What `advise` found; its `str` says it in sentences.
+    """The result of `advise`; `print` shows it as text.
 
     Args:
         batch_size: M_S, the batch size in use.
         learning_rate: η_S, the learning rate in use.
-        num_examples: of the data.
-        updates: numbers of updates after which the gradient noise scale was measured.
-        early: the measurement after the first of them.
-        late: that after the last.
-        scaling: how the learning rate is scaled: `"linear"`, or `"square root"` for optimizers
+        num_examples: number of examples of the data.
+        updates: the two numbers of updates after which the gradient noise scale was measured.
+        early: the first measurement.
+        late: the second measurement.
+        scaling: rule that scales the learning rate: `"linear"`, or `"square root"` for optimizers
             other than SGD.
-        highest_rate: highest learning rate that the large batch can have; `None` if not known.
+        highest_rate: highest stable learning rate of the large batch; `None` if unknown.
         trials: `(learning rate, loss)` of each short run with the large batch; the loss is infinite
-            where the run diverged.
-        first_loss: the loss before these runs.
+            if the run diverged.
+        first_loss: loss before these runs.
     """
 
     batch_size: int
@@ -40,21 +40,21 @@ class Advice:
 
     @property
     def largest_batch_size(self) -> int:
-        """The largest batch that still pays: the late noise scale, at most all the examples.
+        """The largest useful batch: the late noise scale, but at most the number of examples.
 
-        Where the estimate is infinite it is the lower end of the interval.
+        If the estimate is infinite, the lower end of its interval is used.
         """
         found = self.late.value if math.isfinite(self.late.value) else self.late.lower
         return self._whole(found)
 
     @property
     def interval(self) -> tuple[int, int]:
-        """The confidence interval of `largest_batch_size`, at most all the examples."""
+        """The confidence interval of `largest_batch_size`, at most the number of examples."""
         return self._whole(self.late.lower), self._whole(self.late.upper)
 
     @property
     def pays(self) -> bool:
-        """Whether a larger batch than the one in use pays."""
+        """Whether a larger batch than the one in use is useful."""
         return self.largest_batch_size > self.batch_size
 
     @property
@@ -71,13 +71,13 @@ class Advice:
     def multiplier(self) -> float | None:
         """λ of the noise to add at `largest_batch_size` and `advised_learning_rate`.
 
-        0 where noise is not worth adding, `None` for optimizers other than SGD.
+        0 if noise is not worth adding; `None` for optimizers other than SGD.
         """
         return self.matched(self.largest_batch_size, self.advised_learning_rate)
 
     @property
     def multiplier_interval(self) -> tuple[float, float] | None:
-        """λ at the ends of `interval`."""
+        """λ for the batch sizes at the ends of `interval`."""
         if self.scaling != "linear":
             return None
         low, high = (self.matched(size, self._possible(size)) or 0.0 for size in self.interval)
@@ -93,14 +93,16 @@ class Advice:
         return rule(self.learning_rate, batch_size, self.batch_size)
 
     def matched(self, batch_size: int, learning_rate: float) -> float | None:
-        """λ that makes a large batch as hot as the one in use: `matched_multiplier`.
+        """λ that gives a large batch the noise temperature of the batch in use.
+
+        It is `schedules.matched_multiplier`.
 
         Args:
-            batch_size: of the large batch.
-            learning_rate: that it has.
+            batch_size: number of examples of the large batch.
+            learning_rate: learning rate of the large batch.
 
         Returns:
-            λ; 0 where the batch is not larger than the one in use, `None` for optimizers other than
+            λ; 0 if the batch is not larger than the one in use; `None` for optimizers other than
             SGD.
         """
         if self.scaling != "linear":
@@ -113,7 +115,7 @@ class Advice:
         return "\n".join([*self.measured(), "", *self.advised()])
 
     def measured(self) -> list[str]:
-        """What was measured, in sentences."""
+        """The measurements, as lines of text."""
         lines = [
             f"Gradient noise scale, in examples ({self.late.confidence:.0%} interval, from "
             f"{self.late.num_batches} batches of {self.batch_size}):"
@@ -126,7 +128,7 @@ class Advice:
         return [*lines, *self.tried()]
 
     def tried(self) -> list[str]:
-        """How the short runs with the large batch ended, in a sentence; empty without them."""
+        """The losses of the short runs with the large batch, as text; empty without such runs."""
         if not self.trials:
             return []
         losses = ", ".join(f"{loss:.4g} at rate {rate:.4g}" for rate, loss in self.trials)
@@ -136,7 +138,7 @@ class Advice:
         ]
 
     def advised(self) -> list[str]:
-        """What follows from it, in sentences."""
+        """The advice, as lines of text."""
         large, (lower, upper) = self.largest_batch_size, self.interval
         batch = f"Largest batch that still pays: about {large} examples ({lower} to {upper})"
         if not self.pays:

@@ -1,4 +1,4 @@
-"""How large a batch pays for a model and its data, at which learning rate and with which noise."""
+"""Advice on batch size, learning rate and noise, from a short training."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from keras_noisylb.diagnostics.critical import FEWEST_BATCHES, critical_batch_si
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.types import Loss, Nested
 
-FEWEST_UPDATES = 20  # of a short run with the large batch
+FEWEST_UPDATES = 20  # smallest number of updates of a short run with the large batch
 
 
 def advise(
@@ -33,61 +33,61 @@ def advise(
     seed: int = 0,
     verbose: int = 1,
 ) -> Advice:
-    """How large a batch pays for a model and its data, at which rate and with which noise.
+    """Advise a batch size, a learning rate and a noise for a model and its data.
 
-    A copy of the model is trained for a short time as it is trained now; the model itself stays as
-    it is, compiled state included.
+    A copy of the model is trained for a few updates with the current batch size and learning rate.
+    The model itself is not changed, compiled state included.
 
-    Measured: the gradient noise scale tr Σ / ‖G‖² by `diagnostics.critical_batch_size`, with its
-    confidence interval, after a tenth of the updates and after all of them. It usually grows during
-    a training, so what is late in a short run is still early in a long one.
+    `diagnostics.critical_batch_size` measures the gradient noise scale tr Σ / ‖G‖² and its
+    confidence interval twice: after a tenth of the updates and after all of them. The noise scale
+    usually grows during training, so the end of this short run is still early in a full training.
 
-    Rules of thumb:
+    The advice follows rules of thumb:
 
-    - The largest batch that still pays is the late noise scale. There a training takes twice the
-      fewest updates and twice the fewest examples (McCandlish et al. 2018,
-      https://arxiv.org/abs/1812.06162; they find the two within a factor of a few).
+    - The largest useful batch is the late noise scale. It estimates the batch with which training
+      takes twice the smallest possible number of updates and twice the smallest possible number of
+      examples (McCandlish et al. 2018, https://arxiv.org/abs/1812.06162, who find that the two
+      agree within a small factor).
     - The learning rate is scaled linearly for SGD (Goyal et al. 2017,
       https://arxiv.org/abs/1706.02677), and by the square root for other optimizers (Malladi et al.
-      2022, https://arxiv.org/abs/2205.10287). Both are for batches below the noise scale.
-    - At the linearly scaled rate the large batch is as hot as the small one: no noise is worth
-      adding, λ = 0. Where the rate cannot go so high, λ is `matched_multiplier`. It is derived for
-      small steps and full noise; for diagonal noise it is a first guess, to be tuned by a factor of
-      two.
+      2022, https://arxiv.org/abs/2205.10287). Both rules are for batches below the noise scale.
+    - At the linearly scaled rate the large batch has the noise temperature of the small one: no
+      noise is needed, λ = 0. If this rate is too high, λ is `matched_multiplier`. Its derivation
+      assumes small steps and full noise. For diagonal noise it is a first guess; tune it within a
+      factor of two.
 
-    With `highest_rate="measure"` copies are trained with the large batch at the scaled rate, at a
-    half of it, a quarter, … until the lower rate ends no better, each for as many examples as the
-    run before and at least 20 updates, with warm-up in the first half. The highest rate is the
-    highest of those that lower the loss at least half as much as the best of them; the loss is that
-    in training mode on the examples of the measurement. A few updates say little of a long
-    training: they find rates at which it diverges or stands still.
+    With `highest_rate="measure"`, copies are trained with the large batch at the scaled rate, at
+    half of it, at a quarter, and so on, until a lower rate does not improve the loss. Each of these
+    runs has as many examples as the first run, at least 20 updates, and warm-up in its first half.
+    The result is the highest rate that lowers the loss at least half as much as the best rate does.
+    The loss is taken in training mode on the examples of the measurement. A few updates do not
+    predict a long training; they only detect rates at which it diverges or makes no progress.
 
     Args:
         model: a Keras model, which is copied, or a function without arguments that builds one.
         x: inputs, examples first, or nested; or a finite `tf.data.Dataset` of shuffled batches of
-            one size, `(x, y)` or `(x, y, sample_weight)`.
+            equal size, `(x, y)` or `(x, y, sample_weight)`.
         y: targets; `None` with a dataset.
-        batch_size: the batch size in use; `None` with a dataset, whose batches say it.
-        learning_rate: the learning rate in use, its peak; `None` takes that of the
-            optimizer.
-        loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean; `None`
-            takes that which the model is compiled with.
-        optimizer: a Keras optimizer, of which a copy is used; `None` takes that which the model is
-            compiled with. A noise in it is left out.
-        updates: number of updates of the run, at least 2.
-        num_batches: number of batches of a measurement, if there are as many; at least 5.
+        batch_size: the batch size in use; `None` with a dataset.
+        learning_rate: the peak of the learning rate in use; `None` for the optimizer's.
+        loss: a Keras loss, its name, or a function `(y, y_pred)` that returns losses or their mean;
+            `None` for the loss of the compiled model.
+        optimizer: a Keras optimizer, which is copied; `None` for the optimizer of the compiled
+            model. Its noise is ignored.
+        updates: number of updates of the short run, at least 2.
+        num_batches: largest number of batches of a measurement, at least 5.
         highest_rate: the highest learning rate at which training with large batches is stable, if
-            that is known; `"measure"` to find it by short runs; `None` to leave it open.
+            it is known; `"measure"` to find it by short runs; `None` if it is unknown.
         confidence: coverage of the interval, between 0 and 1.
-        seed: integer, of the order of the examples.
+        seed: integer, seed of the order of the examples.
         verbose: 0, or 1 for progress bars.
 
     Returns:
-        An `Advice`; print it. Warns where the interval has no upper end.
+        An `Advice`; print it. Warns if the interval has no upper end.
 
     Raises:
-        ValueError: for numbers that are not positive, fewer than 5 batches of data, a model without
-            loss or optimizer or which cannot be copied, or if the run diverges.
+        ValueError: if numbers are not positive, if there are fewer than 5 batches of data, if the
+            model has no loss or optimizer or cannot be copied, or if the run diverges.
 
     Example:
     ```python
@@ -123,7 +123,7 @@ def advise(
     if math.isinf(late.upper):
         warnings.warn(
             f"The gradient noise scale after {updates} updates has no upper bound at confidence "
-            f"{confidence:g}. Raise `num_batches`, or hand more data.",
+            f"{confidence:g}. Raise `num_batches`, or pass more data.",
             stacklevel=2,
         )
     advice = Advice(
@@ -151,7 +151,7 @@ def advise(
 
 
 def _trials(runs, sample, advice):
-    """Losses after short runs at falling rates, until the lower rate ends no better."""
+    """Losses after short runs at decreasing rates, until a lower rate does not improve the loss."""
     large, trials = advice.largest_batch_size, []
     updates = max(round(advice.updates[1] * runs.batch_size / large), FEWEST_UPDATES)
     rate, before = advice.scaled_learning_rate, math.inf

@@ -1,4 +1,4 @@
-"""Short trainings of copies of a model, which is left as it is."""
+"""Short trainings of copies of a model."""
 
 import itertools
 import math
@@ -20,22 +20,23 @@ class ShortRuns:
 
     Args:
         model: a Keras model, or a function without arguments that builds one.
-        loss: a Keras loss, its name or a function `(y, y_pred)`; `None` takes that of the model.
-        optimizer: a Keras optimizer; `None` takes that of the model.
-        learning_rate: of the small batch; `None` takes that of the optimizer.
+        loss: a Keras loss, its name or a function `(y, y_pred)`; `None` for the model's loss.
+        optimizer: a Keras optimizer; `None` for the model's optimizer.
+        learning_rate: learning rate of the small batch; `None` for the optimizer's.
         x: inputs, examples first, or nested; or a `tf.data.Dataset` of batches.
         y: targets; `None` with a dataset.
-        batch_size: of arrays; `None` with a dataset.
-        seed: integer, of the order of the examples.
+        batch_size: size of the small batch; `None` with a dataset.
+        seed: integer, seed of the order of the examples.
 
     Attributes:
-        batch_size: of the small batch.
-        num_examples: of the data.
-        learning_rate: of the small batch.
-        optimizer: what is copied for each run, without what wraps it.
+        batch_size: size of the small batch.
+        num_examples: number of examples of the data.
+        learning_rate: learning rate of the small batch.
+        optimizer: the optimizer that is copied for each run, without wrappers.
 
     Raises:
-        ValueError: for a model without loss or optimizer or which cannot be copied, or bad data.
+        ValueError: if the model has no loss or optimizer or cannot be copied, or if the data are
+            invalid.
     """
 
     def __init__(self, model, loss, optimizer, learning_rate, x, y, batch_size, seed):
@@ -57,7 +58,7 @@ class ShortRuns:
         self.weights = first.get_weights()
 
     def copy(self):
-        """A new model with the weights that every run begins with.
+        """A new model with the initial weights of every run.
 
         Raises:
             ValueError: if the model cannot be copied.
@@ -70,18 +71,18 @@ class ShortRuns:
         return network
 
     def train(self, network, learning_rate, warmup_updates, batch_size, stops):
-        """Train a copy, and pause after given numbers of updates.
+        """Train a copy, and yield after given numbers of updates.
 
         Args:
             network: from `copy`.
-            learning_rate: its peak, reached by linear warm-up.
+            learning_rate: peak learning rate, reached by linear warm-up.
             warmup_updates: number of updates of the warm-up.
-            batch_size: examples of each update; computed in chunks where it is larger than that of
-                the data.
+            batch_size: number of examples of each update. Batches larger than the small batch are
+                computed in microbatches.
             stops: increasing numbers of updates; the training ends after the last one.
 
         Yields:
-            Each of the stops.
+            Each of the stops, when it is reached.
         """
         config = self.optimizer.get_config()
         config["learning_rate"] = WarmupStepDecay(learning_rate, warmup_steps=warmup_updates)
@@ -95,10 +96,10 @@ class ShortRuns:
                 yield number
 
     def sample(self, num_batches):
-        """Batches of the data, kept in memory: the same on every pass.
+        """Batches of the data, stored in memory: the same on every pass.
 
         Args:
-            num_batches: how many of them, where the data has as many.
+            num_batches: largest number of batches.
 
         Returns:
             A `tf.data.Dataset`.
@@ -143,12 +144,12 @@ class ShortRuns:
 def _clone(model):
     compiled = model.compiled
     try:
-        model.compiled = False  # a loss or an optimizer need not be serialisable
+        model.compiled = False  # skips loss and optimizer, which may not be serialisable
         return keras.models.clone_model(model)
-    except Exception as error:  # whatever the configuration of a user's layer raises
+    except Exception as error:  # the configuration of a user's layer may raise any error
         raise ValueError(
-            f"{model.name!r} cannot be copied ({type(error).__name__}: {error}), and the model "
-            "itself is not trained. Hand a function that builds it."
+            f"{model.name!r} cannot be copied ({type(error).__name__}: {error}). `advise` trains "
+            "copies of the model, never the model itself. Pass a function that builds the model."
         ) from error
     finally:
         model.compiled = compiled
@@ -159,8 +160,8 @@ def _loss(model, loss):
         loss = getattr(model, "loss", None)
     if not (isinstance(loss, str) or callable(loss)):
         raise ValueError(
-            "`loss` must be a keras loss, its name, or a function (y, y_pred), unless the model is "
-            f"compiled with one. Received: {loss!r}"
+            "`loss` must be a keras loss, its name, or a function (y, y_pred). Received: "
+            f"{loss!r}. It can be left out only if the model is compiled with a loss."
         )
     return loss
 
@@ -171,9 +172,10 @@ def _optimizer(model, optimizer):
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(
             "`optimizer` must be a Keras optimizer, such as keras.optimizers.SGD(0.1, "
-            f"momentum=0.9), unless the model is compiled with one. Received: {optimizer!r}"
+            f"momentum=0.9). Received: {optimizer!r}. It can be left out only if the model is "
+            "compiled with an optimizer."
         )
-    while hasattr(optimizer, "inner_optimizer"):  # of noise, of loss scaling
+    while hasattr(optimizer, "inner_optimizer"):  # wrappers for noise and for loss scaling
         optimizer = optimizer.inner_optimizer
     return optimizer
 
@@ -188,8 +190,8 @@ def positive_rate(name, rate):
     """Check a learning rate.
 
     Args:
-        name: the argument.
-        rate: what was received.
+        name: name of the argument.
+        rate: the received value.
 
     Raises:
         ValueError: if it is not a positive number.

@@ -1,4 +1,4 @@
-"""The data sets of the experiments, standardised, with the paper's augmentation."""
+"""Standardised data sets of the experiments, and the paper's augmentation."""
 
 from keras_noisylb.data.arrays import check_arrays, split
 from keras_noisylb.data.catalogue import DatasetInfo, info, names

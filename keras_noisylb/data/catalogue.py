@@ -1,4 +1,4 @@
-"""The data sets that `load` knows: their names and sizes, and which of them is bundled."""
+"""Names and shapes of the data sets that `load` supports."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ BUNDLED = "fashion_mnist_small"
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set looks like.
+    """Image shape and number of classes of a data set.
 
     Args:
         image_shape: (height, width, channels).
-        num_classes: number of labels.
+        num_classes: number of classes.
     """
 
     image_shape: tuple[int, int, int]
@@ -28,7 +28,7 @@ _DATASETS = {
 
 
 def names() -> list[str]:
-    """The data sets that `load` knows."""
+    """The names of the data sets that `load` supports."""
     return list(_DATASETS)
 
 
@@ -42,7 +42,7 @@ def info(name: str) -> DatasetInfo:
         A `DatasetInfo`.
 
     Raises:
-        ValueError: for another name.
+        ValueError: if the name is unknown.
 
     Example:
     >>> info("cifar10").image_shape

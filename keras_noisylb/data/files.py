@@ -1,4 +1,4 @@
-"""Data sets of users: `.npz` files, and other prepared TensorFlow Datasets copies."""
+"""Custom data sets: `.npz` files, and other prepared TensorFlow Datasets copies."""
 
 import os
 import zipfile
@@ -8,23 +8,23 @@ import numpy as np
 from keras_noisylb.data.arrays import standardised
 from keras_noisylb.data.catalogue import names as known_names
 
-HELD_OUT = 0.2  # part of a training set that has no test set
+HELD_OUT = 0.2  # fraction of the training set that is held out if there is no test set
 WHOLE, PARTS = {"x", "y"}, {"x_train", "y_train"}
 
 
 def read_npz(path):
-    """The arrays of a file that `numpy.savez` has written, as they are.
+    """The arrays of a file written by `numpy.savez`, unchanged.
 
     Args:
-        path: of a file with `x_train`, `y_train` and, if it has a test set, `x_test`, `y_test`; or
-            with `x` and `y`.
+        path: path of a file with `x_train`, `y_train` and optionally `x_test`, `y_test`; or with
+            `x` and `y`.
 
     Returns:
         Tuple `(train, test)` of tuples `(x, y)`; `test` is `None` if there is none.
 
     Raises:
-        ValueError: if it holds other arrays.
-        OSError: if it cannot be read.
+        ValueError: if the file contains other arrays.
+        OSError: if the file cannot be read.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"--dataset received {path!r}, expected a file, but there is none.")
@@ -56,21 +56,21 @@ def read_npz(path):
 def read_prepared(name, data_dir):
     """The arrays of any prepared TensorFlow Datasets copy with inputs and labels.
 
-    Images are standardised as those of `data.load`; other inputs are taken as they are. The test
-    set is the split "test", or else "validation".
+    Images are standardised as in `data.load`; other inputs are returned unchanged. The test set is
+    the split "test", or "validation" if there is no "test".
 
     Args:
-        name: of the data set, `data_dir/name/version`.
-        data_dir: directory of prepared copies; `None` is as in `data.load`.
+        name: name of the data set, stored in `data_dir/name/version`.
+        data_dir: directory of prepared copies; `None` as in `data.load`.
 
     Returns:
         Tuple `(train, test)` of tuples `(x, y)`; `test` is `None` if there is none.
 
     Raises:
-        ValueError: if there is no such copy, or it has no pair of inputs and labels.
-        OSError: if it is damaged.
+        ValueError: if there is no prepared copy, or it has no inputs and labels.
+        OSError: if the files are damaged.
     """
-    # Here, so that TensorFlow Datasets is imported by those who load a data set only.
+    # Imported here, so that only loading a data set imports TensorFlow Datasets.
     from keras_noisylb.data import prepared
 
     if not prepared.is_prepared(name, data_dir):

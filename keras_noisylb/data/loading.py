@@ -1,4 +1,4 @@
-"""Loads a data set as standardised arrays."""
+"""Loading a data set as standardised arrays."""
 
 import os
 
@@ -12,25 +12,25 @@ def load(
 ) -> tuple[Examples, Examples]:
     """Load a data set as arrays.
 
-    Pixels are divided by 255; then each channel has the mean of the *training* images subtracted
-    and is divided by their standard deviation, in both splits.
+    Each channel is standardised in both splits: the mean of the *training* images is subtracted,
+    and the result is divided by their standard deviation.
 
     Args:
         name: `"fashion_mnist_small"` (10,000 training and 5,000 test images, balanced by class,
-            part of this package) or, through TensorFlow Datasets, `"mnist"`, `"fashion_mnist"`,
+            part of this package); or, from TensorFlow Datasets, `"mnist"`, `"fashion_mnist"`,
             `"cifar10"` or `"cifar100"`.
         data_dir: directory of prepared TensorFlow Datasets copies, `data_dir/name/version/...`.
-            `None` is the package itself for `"fashion_mnist_small"`, and for the others the
-            environment variable `TFDS_DATA_DIR` or else `~/tensorflow_datasets`. A data set that
-            is not there is downloaded into it.
+            With `None`, `"fashion_mnist_small"` is read from this package, and other data sets from
+            the environment variable `TFDS_DATA_DIR`, or `~/tensorflow_datasets` if it is not set.
+            A data set that is missing there is downloaded into this directory.
 
     Returns:
         `(x_train, y_train), (x_test, y_test)`: images float32 (N, height, width, channels), labels
         int64 (N,).
 
     Raises:
-        ValueError: for an unknown name.
-        FileNotFoundError: if there is neither a prepared copy nor a way to download one.
+        ValueError: if the name is unknown.
+        FileNotFoundError: if there is no prepared copy and none can be downloaded.
         OSError: if the files are damaged.
 
     Example:
@@ -39,7 +39,7 @@ def load(
     ```
     """
     info(name)
-    # Here, so that TensorFlow Datasets is imported by those who load a data set only.
+    # Imported here, so that only loading a data set imports TensorFlow Datasets.
     from keras_noisylb.data.prepared import read
 
     (x_train, y_train), (x_test, y_test) = read(name, data_dir)

@@ -1,10 +1,10 @@
-"""Make the bundled data set: 10,000 + 5,000 images of Fashion-MNIST, equally many of each class.
+"""Make the bundled data set: 10,000 + 5,000 images of Fashion-MNIST, balanced by class.
 
     python make_fashion_mnist_small.py --source DIRECTORY_OF_PREPARED_TFDS_COPIES --output .
 
-The images are drawn from Fashion-MNIST's own training and test split, so no test image is trained
-on. Shards are small enough for version control. A seed determines the examples and their order, not
-the bytes of the files: the serialisation of a record orders its fields as it likes.
+Training images are drawn from Fashion-MNIST's training split, and test images from its test split.
+Shards are small enough for version control. The seed determines the examples and their order, but
+not the bytes of the files, because the serialisation does not fix the order of a record's fields.
 """
 
 import argparse
@@ -19,7 +19,7 @@ EXAMPLES_PER_SHARD = 2_500
 
 
 def stratified(labels, size, rng):
-    """Shuffled indices of `size` examples with equally many of each of the ten classes."""
+    """Shuffled indices of `size` examples, with the same number from each of the ten classes."""
     chosen = [rng.choice(np.flatnonzero(labels == k), size // 10, replace=False) for k in range(10)]
     return rng.permutation(np.concatenate(chosen))
 

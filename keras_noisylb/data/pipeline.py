@@ -1,4 +1,4 @@
-"""Batches for training: shuffling and augmentation, reproducible by seed."""
+"""Batches for training: seeded shuffling and augmentation."""
 
 import itertools
 
@@ -10,16 +10,15 @@ from keras_noisylb.types import Tensor
 
 
 def random_crop_flip(images: Tensor, seed: Tensor, padding: int = 4) -> Tensor:
-    """Random crops of the zero-padded images, each mirrored with probability ½.
+    """Random crops of the zero-padded images, each flipped horizontally with probability ½.
 
-    The augmentation of the CIFAR experiments (Hoffer et al. 2017). The zeros are those of the
-    standardised image, that is the mean of the training set. Crop and mirroring are drawn for each
-    image on its own.
+    The augmentation of the CIFAR experiments (Hoffer et al. 2017). In standardised images, zero is
+    the mean of the training set. Crop and flip are drawn independently for each image.
 
     Args:
         images: tensor (B, height, width, channels).
         seed: integer tensor of shape (2,); the same seed gives the same crops.
-        padding: zeros added on each side.
+        padding: number of zeros added on each side.
 
     Returns:
         Tensor of the shape of `images`.
@@ -51,27 +50,27 @@ def random_crop_flip(images: Tensor, seed: Tensor, padding: int = 4) -> Tensor:
 def batches(
     x: np.ndarray, y: np.ndarray, batch_size: int, *, augment: bool = False, seed: int = 0
 ) -> tf.data.Dataset:
-    """Shuffled batches of a training set, one pass for each epoch of `fit`.
+    """Shuffled batches of a training set, one pass per epoch of `fit`.
 
     Args:
         x: images (N, height, width, channels).
         y: labels (N,).
-        batch_size: examples in a batch; the last one of an epoch may be smaller.
+        batch_size: number of examples in a batch; the last batch of an epoch may be smaller.
         augment: whether to apply `random_crop_flip`.
-        seed: integer from 0; the order and the crops of the k-th pass over the data set are a
-            function of it and of k, whatever TensorFlow's own seeds.
+        seed: non-negative integer. The order and the crops of pass k over the data set depend only
+            on `seed` and k, not on TensorFlow's seeds.
 
     Returns:
-        A `tf.data.Dataset` of `(images, labels)`. `fit` may take the first passes to build a model.
+        A `tf.data.Dataset` of `(images, labels)`. `fit` may use the first passes to build a model.
 
     Raises:
-        ValueError: if there are no examples, values that are not finite, no positive batch size or
-            a negative seed.
+        ValueError: if there are no examples, if values are not finite, if the batch size is not
+            positive, or if the seed is negative.
 
     Example:
     ```python
     data = batches(x_train, y_train, batch_size=4096, augment=True)
-    model.fit(data, shuffle=False, epochs=200)  # shuffle: else Keras warns that it does not
+    model.fit(data, shuffle=False, epochs=200)  # shuffle=False avoids a warning of Keras
     ```
     """
     check_arrays(x, y)

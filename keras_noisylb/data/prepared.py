@@ -1,4 +1,4 @@
-"""Prepared TensorFlow Datasets copies: found, downloaded and read."""
+"""Finding, downloading and reading prepared TensorFlow Datasets copies."""
 
 import os
 import ssl
@@ -13,7 +13,7 @@ PACKAGE = tfds.core.Path(__file__).parent
 
 
 def read(name, data_dir):
-    """The arrays of a data set, as they are stored.
+    """The stored arrays of a data set, unchanged.
 
     Args:
         name: one of `names()`.
@@ -23,7 +23,7 @@ def read(name, data_dir):
         `(x_train, y_train), (x_test, y_test)`: images uint8, labels int64.
 
     Raises:
-        FileNotFoundError: if there is neither a prepared copy nor a way to download one.
+        FileNotFoundError: if there is no prepared copy and none can be downloaded.
         OSError: if the files are damaged.
     """
     builder = _builder(name, data_dir)
@@ -34,17 +34,17 @@ def is_prepared(name, data_dir):
     """Whether there is a prepared copy of a data set.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         data_dir: as in `load`.
     """
     return bool(_versions(_folder(name, data_dir)))
 
 
 def read_supervised(name, data_dir):
-    """The inputs and labels of any prepared copy, as they are stored.
+    """The stored inputs and labels of any prepared copy, unchanged.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         data_dir: as in `load`.
 
     Returns:
@@ -52,7 +52,7 @@ def read_supervised(name, data_dir):
         "test" nor "validation".
 
     Raises:
-        ValueError: if it has no split "train", or no pair of inputs and labels.
+        ValueError: if there is no split "train", or there are no inputs and labels.
         OSError: if the files are damaged.
     """
     builder = _builder(name, data_dir)
@@ -60,9 +60,9 @@ def read_supervised(name, data_dir):
     keys = builder.info.supervised_keys or ("image", "label")
     if "train" not in found or len(keys) != 2 or not set(keys) <= set(features):
         raise ValueError(
-            f"The data set in {builder.data_path} has the splits {', '.join(found)} and the "
-            f"features {', '.join(features)}, expected a split train, and an input and a label. "
-            "Save its arrays as FILE.npz instead."
+            f"Expected a split train, an input and a label in {builder.data_path}. Received: the "
+            f"splits {', '.join(found)} and the features {', '.join(features)}. Save the arrays "
+            "as FILE.npz instead."
         )
     test = next((part for part in ("test", "validation") if part in found), None)
     return _read(builder, "train", keys), test and _read(builder, test, keys)
@@ -77,7 +77,7 @@ def _folder(name, data_dir):
 
 
 def _builder(name, data_dir):
-    """Opens a prepared copy of any version by its files alone; downloads one if there is none."""
+    """Open a prepared copy of any version from its files; download one if there is none."""
     folder = _folder(name, data_dir)
     if not _versions(folder):
         _download(name, folder)
@@ -97,21 +97,21 @@ def _download(name, folder):
     if name == BUNDLED:
         raise FileNotFoundError(
             f"No prepared copy of {name} in {folder}. It is part of keras_noisylb: leave data_dir "
-            "out, and reinstall keras_noisylb if it is missing there."
+            "out. If it is missing in the package too, reinstall keras_noisylb."
         )
     url = "the download address"
     try:
         builder = tfds.builder(name, data_dir=folder.parent)
         url = next(iter(builder.url_infos))
-        # Without a network TensorFlow Datasets itself gives up after minutes.
+        # Fails fast: without a network, TensorFlow Datasets gives up only after minutes.
         reach(url)
         builder.download_and_prepare()
     except Exception as error:
         raise FileNotFoundError(
             f"No prepared copy of {name} in {folder}, and none could be downloaded from {url} "
-            f"({type(error).__name__}: {error}). Either connect to the internet and try again, or "
-            f"copy a prepared TensorFlow Datasets directory to {folder}/<version> (or to another "
-            f"DIRECTORY/{name}/<version>, and pass data_dir=DIRECTORY)."
+            f"({type(error).__name__}: {error}). Connect to the internet and try again, or copy a "
+            f"prepared TensorFlow Datasets directory to {folder}/<version>, or to "
+            f"DIRECTORY/{name}/<version> and pass data_dir=DIRECTORY."
         ) from error
 
 
@@ -139,7 +139,7 @@ def reach(url):
 def _read(builder, part, keys=("image", "label")):
     try:
         expected = builder.info.splits[part].num_examples
-        # A cached copy would stay in memory beside the array.
+        # An automatic cache would keep a second copy in memory.
         config = tfds.ReadConfig(try_autocache=False)
         data = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1, read_config=config))
         images, labels = (data[key] for key in keys)
@@ -154,7 +154,7 @@ def _read(builder, part, keys=("image", "label")):
 def _damaged(directory, part, error):
     reason = str(error).rpartition("}} ")[2]  # without the names of TensorFlow's graph nodes
     if tfds.core.Path(directory).is_relative_to(PACKAGE):
-        mend = "Reinstall keras_noisylb."
+        fix = "Reinstall keras_noisylb."
     else:
-        mend = "Delete that directory, then load the data set again or copy it there again."
-    return f"The {part} of the data set in {directory} cannot be read ({reason}). {mend}"
+        fix = "Delete this directory, then load the data set again or copy it there again."
+    return f"The {part} of the data set in {directory} cannot be read ({reason}). {fix}"

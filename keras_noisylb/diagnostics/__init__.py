@@ -1,6 +1,6 @@
-"""What can be measured of a model at its weights, without training it.
+"""Measurements of a model at fixed weights, without training.
 
-Hessians and the calibration that they need, norms of the Fisher, the gradient's variance.
+Hessian eigenvalues and trace, calibration, Fisher norms, gradient variance, critical batch size.
 """
 
 from keras_noisylb.diagnostics.calibration import Sharpness, fit_temperature, sharpness

@@ -1,4 +1,4 @@
-"""A data set in batches, visited as often as needed."""
+"""Batches of a data set that can be read several times."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-EMPTY = "The dataset is empty: there is no loss to differentiate. Hand at least one example."
+EMPTY = "The dataset is empty: there is no loss to differentiate. Pass at least one example."
 
 
 def batched(x, y, batch_size):
@@ -16,14 +16,14 @@ def batched(x, y, batch_size):
         x: inputs, examples first, or nested; or a `tf.data.Dataset` of batches `(x, y)` or
             `(x, y, sample_weight)`, finite and the same on every pass.
         y: targets, examples first, or nested; `None` with a dataset.
-        batch_size: number of examples in a batch of arrays.
+        batch_size: number of examples in a batch; ignored with a dataset.
 
     Returns:
         An iterable of `(x, y)` or `(x, y, sample_weight)`; the last batch may be smaller.
 
     Raises:
-        ValueError: if there are no examples, not equally many of all, or if a dataset has another
-            form.
+        ValueError: if there are no examples, if the arrays have different numbers of examples, or
+            if a dataset has another form.
 
     Example:
     >>> [len(y) for _, y in batched(np.ones((5, 3)), np.ones(5), batch_size=2)]
@@ -35,13 +35,13 @@ def batched(x, y, batch_size):
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}")
     if y is None:
-        raise ValueError("`y` is missing: hand the targets, or a tf.data.Dataset of (x, y) as `x`.")
+        raise ValueError("`y` is missing: pass the targets, or a tf.data.Dataset of (x, y) as `x`.")
     data = keras.tree.map_structure(np.asarray, (x, y))
     counts = {len(array) if array.ndim else None for array in keras.tree.flatten(data)}
     if len(counts) != 1 or counts & {0, None}:
         raise ValueError(
-            "`x` and `y` must be arrays (or nested arrays) with the examples first, equally many "
-            "of them and at least one. Received: shapes (x, y) = "
+            "`x` and `y` must be arrays (or nested arrays) with the same number of examples, at "
+            "least one, on the first axis. Received: shapes (x, y) = "
             f"{keras.tree.map_structure(np.shape, data)}"
         )
     return _ArrayBatches(data, counts.pop(), batch_size)
@@ -67,32 +67,32 @@ class _ArrayBatches:
         return keras.tree.map_structure(lambda array: array[rows], self.data)
 
     def draw(self, rng):
-        """Batches of random examples without end, each without replacement."""
+        """Endless random batches; no batch contains an example twice."""
         while True:
             yield self._rows(rng.choice(self.num_examples, self.batch_size, replace=False))
 
     def disjoint(self, rng):
-        """The whole batches of a random order; what is left over is left out."""
+        """Full batches of the shuffled data; the remaining examples are dropped."""
         order = rng.permutation(self.num_examples)
         for start in range(0, self.num_examples - self.batch_size + 1, self.batch_size):
             yield self._rows(order[start : start + self.batch_size])
 
 
 def minibatches(x, y, batch_size):
-    """Minibatches of one size.
+    """Minibatches of equal size.
 
     Args:
         x: inputs, examples first, or nested; or a `tf.data.Dataset` of batches.
         y: targets, examples first, or nested; `None` with a dataset.
-        batch_size: number of examples in a minibatch of arrays; `None` with a dataset, whose first
-            batch says it.
+        batch_size: number of examples in a minibatch; `None` with a dataset, where the first batch
+            determines it.
 
     Returns:
         An object with `batch_size`, `element_spec`, `draw(rng)`, which yields minibatches without
-        end, and `disjoint(rng)`, which yields those of one pass over the data.
+        end, and `disjoint(rng)`, which yields the minibatches of one pass over the data.
 
     Raises:
-        ValueError: if there are not as many examples, or as `batched`.
+        ValueError: if there are fewer examples than `batch_size`, or as in `batched`.
 
     Example:
     >>> batches = minibatches(np.ones((5, 3)), np.ones(5), batch_size=2)
@@ -102,8 +102,8 @@ def minibatches(x, y, batch_size):
     if isinstance(x, tf.data.Dataset):
         if batch_size is not None:
             raise ValueError(
-                "`x` is a tf.data.Dataset, whose batches have a size of their own: leave "
-                f"`batch_size` out (None). Received: batch_size={batch_size}"
+                "`x` is a tf.data.Dataset, which determines the batch size: leave `batch_size` "
+                f"out (None). Received: batch_size={batch_size}"
             )
         return _DatasetMinibatches(batched(x, y, None))
     if batch_size is None:
@@ -114,7 +114,7 @@ def minibatches(x, y, batch_size):
     if batch_size > batches.num_examples:
         raise ValueError(
             f"`batch_size` must be at most the {batches.num_examples} examples of the data. "
-            f"Received: batch_size={batch_size}. Lower it, or hand more data."
+            f"Received: batch_size={batch_size}. Lower it, or pass more data."
         )
     return batches
 
@@ -130,17 +130,17 @@ class _DatasetMinibatches:
         return iter(self.dataset)
 
     def draw(self, rng):
-        """The data set over and over; it must shuffle itself."""
+        """Full batches of repeated passes; the data set itself must shuffle."""
         while True:
             yield from self.disjoint(rng)
 
     def disjoint(self, rng):
-        """The data set once; a last, smaller batch is left out."""
+        """Full batches of one pass; a smaller last batch is dropped."""
         for batch in self.dataset:
             rows = _num_rows(batch)
             if rows > self.batch_size:
                 raise ValueError(
-                    "The dataset's batches must be of one size. Received: batches of "
+                    "The dataset's batches must have equal size. Received: batches of "
                     f"{self.batch_size} and {rows} examples."
                 )
             if rows == self.batch_size:
@@ -166,4 +166,6 @@ def _check_dataset(dataset, y):
             f"{spec}. Use dataset.batch(256)."
         )
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("The dataset must end, but it repeats for ever. Drop its `.repeat()`.")
+        raise ValueError(
+            "The dataset must be finite, but it repeats forever. Drop its `.repeat()`."
+        )

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of the Hessian after the modifications of section 5.3."""
+"""The largest Hessian eigenvalue after the calibration of section 5.3 (Wen et al. 2020)."""
 
 import dataclasses
 import warnings
@@ -21,9 +21,9 @@ class Sharpness:
 
     Args:
         largest_eigenvalue: the sharpness.
-        temperature: what the logits are divided by.
+        temperature: T; the logits are divided by it.
         eigenpairs: eigenvectors, residuals and number of products.
-        model: the model that the Hessian is of, from inputs to calibrated logits.
+        model: the calibrated model, from inputs to logits / T. The Hessian is taken of its loss.
     """
 
     largest_eigenvalue: float
@@ -33,10 +33,10 @@ class Sharpness:
 
 
 def fit_temperature(logits: ArrayLike, y: ArrayLike) -> float:
-    """The temperature T at which the cross-entropy of softmax(logits / T) is least.
+    """The temperature T that minimises the cross-entropy of softmax(logits / T).
 
     Temperature scaling of Guo et al. 2017 (https://arxiv.org/abs/1706.04599). The cross-entropy is
-    convex in 1 / T, so T is the one root of its derivative.
+    convex in 1 / T, so its derivative has a single root.
 
     Args:
         logits: array (..., C), such as `model.predict(x)` of a model without softmax.
@@ -46,8 +46,8 @@ def fit_temperature(logits: ArrayLike, y: ArrayLike) -> float:
         T, a positive number.
 
     Raises:
-        ValueError: if the shapes do not fit, if probabilities arrive in place of logits, or if no
-            positive finite T is best.
+        ValueError: if the shapes do not match, if `logits` are probabilities, or if no positive
+            finite T is optimal.
 
     Example:
     >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]), 6)
@@ -67,11 +67,11 @@ def fit_temperature(logits: ArrayLike, y: ArrayLike) -> float:
     if not len(logits) or not np.isfinite(logits).all():
         raise ValueError(
             "`logits` must be finite numbers for at least one example. Received: "
-            f"{len(logits)} examples, {np.sum(~np.isfinite(logits))} numbers not finite"
+            f"{len(logits)} examples, {np.sum(~np.isfinite(logits))} values NaN or infinite"
         )
     if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1):
         raise ValueError(
-            "`logits` are probabilities: every row is nonnegative and sums to 1. Hand the outputs "
+            "`logits` are probabilities: every row is nonnegative and sums to 1. Pass the outputs "
             "of a model without softmax, or np.log(probabilities)."
         )
     if labels is None:
@@ -86,19 +86,19 @@ def fit_temperature(logits: ArrayLike, y: ArrayLike) -> float:
         target = np.sum(labels * logits, axis=1)
 
     def slope(inverse):
-        """Derivative of the cross-entropy by 1 / T."""
+        """Derivative of the cross-entropy with respect to 1 / T."""
         weights = special.softmax(inverse * logits, axis=1)
         return np.mean(np.sum(weights * logits, axis=1) - target)
 
     if slope(0.0) >= 0:
         raise ValueError(
-            "No positive temperature is best: the logits predict the labels no better than equal "
-            "probabilities do. Train the model, or check that logits and labels belong together."
+            "No positive temperature is optimal: the logits predict the labels no better than "
+            "equal probabilities do. Train the model, or check that the labels match the logits."
         )
     if np.mean(logits.max(axis=1) - target) <= 0:
         raise ValueError(
-            "No positive temperature is best: every example is classified correctly, and the "
-            "cross-entropy falls for ever as T goes to 0. Fit the temperature on test data."
+            "No positive temperature is optimal: every example is classified correctly, so the "
+            "cross-entropy keeps falling as T goes to 0. Fit the temperature on test data."
         )
     upper = 1 / np.std(logits)
     while slope(upper) < 0:
@@ -119,18 +119,20 @@ def sharpness(
 ) -> Sharpness:
     """The largest Hessian eigenvalue of a calibrated model (Wen et al. 2020, Figure 5b).
 
-    As in section 5.3, batch normalisation is folded into the weights (`fold_batch_norm`), a
-    temperature T is fitted on the cross-entropy of the test set (`fit_temperature`), the logits are
-    divided by T, and the eigenvalue is that of the mean loss over `x` and `y`, in inference mode.
-    The paper does not say which data the Hessian is of.
+    The steps of section 5.3: batch normalisation is folded into the weights (`fold_batch_norm`), a
+    temperature T is fitted on the cross-entropy of the test set (`fit_temperature`), and the logits
+    are divided by T. The result is the largest Hessian eigenvalue of the mean loss over `x` and
+    `y`, in inference mode. The paper does not say on which data it takes the Hessian.
 
-    What this makes comparable is the size of weights before a normalisation: it has no influence.
-    Scaling the logits' layer by c leaves the calibrated loss as it is, but divides that layer's
-    block of the Hessian by c²; with `fold_temperature=True` T is divided out of the layer's weights
-    instead, and the eigenvalue is invariant too. Neither removes a scale that a layer, or γ and β,
-    can hand to the next layer through a ReLU: by it the eigenvalue of one and the same function can
-    be made as large as one likes (Dinh et al. 2017, https://arxiv.org/abs/1703.04933), so compare
-    models of one architecture and one kind of training.
+    After folding, the scale of weights before a normalisation has no influence on the eigenvalue.
+    Multiplying the weights of the logits' layer by c does not change the calibrated loss, but
+    divides that layer's block of the Hessian by c². With `fold_temperature=True` these weights are
+    divided by T instead, which makes the eigenvalue invariant to c as well.
+
+    One dependence on scale remains: a layer, or γ and β, can be multiplied by a factor and the next
+    layer after a ReLU divided by it. This can make the eigenvalue of the same function arbitrarily
+    large (Dinh et al. 2017, https://arxiv.org/abs/1703.04933). Compare only models with the same
+    architecture and the same kind of training.
 
     Args:
         model: a Sequential or Functional model from inputs to logits.
@@ -138,18 +140,18 @@ def sharpness(
             `from_logits=True`.
         x: inputs of the Hessian's data set, or a `tf.data.Dataset`; see `Hessian`.
         y: targets; `None` with a dataset.
-        temperature_data: tuple (x, y), or a dataset, of the data on which T is fitted: in the paper
-            the test set. By default the Hessian's own data.
-        fold_temperature: whether T goes into the weights of the layer that makes the logits.
-        batch_size: number of examples that are treated together.
-        **options: those of `largest_eigenvalues`.
+        temperature_data: tuple (x, y), or a dataset, on which T is fitted: in the paper the test
+            set. By default `x` and `y`.
+        fold_temperature: whether to fold T into the weights of the layer that computes the logits.
+        batch_size: number of examples that are processed together.
+        **options: further options of `largest_eigenvalues`.
 
     Returns:
-        A `Sharpness`; `model` stays as it is. Warns of every normalisation that cannot be folded.
+        A `Sharpness`; `model` is not changed. Warns about normalisations that cannot be folded.
 
     Raises:
-        ValueError: if the loss is another, if T shall be folded and the logits come from no layer
-            that can take it up, or as the functions named above.
+        ValueError: if the loss is not one of these two, if T cannot be folded into the layer of the
+            logits, or as in the functions named above.
 
     Example:
     ```python
@@ -164,7 +166,7 @@ def sharpness(
     if not isinstance(loss, crossentropies) or not loss.get_config()["from_logits"]:
         raise ValueError(
             "`loss` must be a keras.losses.SparseCategoricalCrossentropy(from_logits=True), or a "
-            "CategoricalCrossentropy, because a temperature divides the logits of a softmax. "
+            "CategoricalCrossentropy, because the temperature divides the logits of a softmax. "
             f"Received: {loss!r}"
         )
     folded = fold_batch_norm(model)
@@ -195,17 +197,17 @@ def _divide_logits(model, temperature, fold):
     options = {"name": "temperature", "dtype": logits.dtype}
     if not fold:
         return keras.Model(model.input, layers.Rescaling(1 / temperature, **options)(logits))
-    # A division is a batch normalisation with that deviation.
+    # A batch normalisation with standard deviation T divides by T, and can be folded.
     norm = layers.BatchNormalization(epsilon=0.0, center=False, scale=False, **options)
     divided = keras.Model(model.input, norm(logits))
     norm.moving_variance.assign(keras.ops.full_like(norm.moving_variance, temperature**2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the normalisations, said already
+        warnings.simplefilter("ignore")  # the first folding has warned already
         folded = fold_batch_norm(divided)
     if any(layer.name == norm.name for layer in folded.layers):
         raise ValueError(
             f"The temperature cannot be folded into the weights of {model.name!r}: its logits must "
-            "be the output of a Dense or convolution layer without activation, used nowhere else. "
+            "be the output of a Dense or convolution layer without activation that is used once. "
             "Use fold_temperature=False."
         )
     return folded

@@ -1,4 +1,4 @@
-"""What every diagnostic asks of its model and its loss."""
+"""Checks of model and loss that all diagnostics share."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_noisylb.gradients.loss import call_model
 
 
 def checked_loss(loss):
-    """A loss that can be called.
+    """The loss as a callable.
 
     Args:
         loss: a Keras loss, its name, or a function `(y, y_pred)`.
@@ -18,25 +18,25 @@ def checked_loss(loss):
         The loss.
 
     Raises:
-        ValueError: if it is nothing of these.
+        ValueError: if `loss` is none of these.
     """
     loss = keras.losses.get(loss)
     if not callable(loss):
         raise ValueError(
             "`loss` must be a keras loss, its name, or a function (y, y_pred). Received: "
-            f"{loss!r}. A compiled model has its own as `model.loss`."
+            f"{loss!r}. The loss of a compiled model is `model.loss`."
         )
     return loss
 
 
 class MeanLoss:
-    """A loss as the mean over the examples of a batch, whatever its reduction.
+    """The mean of a loss over the examples of a batch, for every reduction of the loss.
 
     Args:
-        loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean.
+        loss: a Keras loss, its name, or a function `(y, y_pred)` that returns losses or their mean.
 
     Raises:
-        ValueError: if `loss` is nothing of these.
+        ValueError: if `loss` is none of these.
     """
 
     def __init__(self, loss):
@@ -51,7 +51,7 @@ class MeanLoss:
             sample_weight: weights of the examples, or `None`.
 
         Raises:
-            ValueError: if the loss gives neither one number nor numbers for each example.
+            ValueError: if the loss returns neither one number nor numbers for each example.
         """
         if sample_weight is None:
             value = self.loss(y, y_pred)
@@ -60,12 +60,12 @@ class MeanLoss:
         else:
             value = self._weighted(y, y_pred, sample_weight)
         examples = keras.tree.flatten(y_pred)[0].shape[0]
-        # Where the number of examples is unknown, so must be the number of their losses.
+        # If the number of examples is unknown, the number of losses must be unknown too.
         if not tf.is_tensor(value) or (value.shape.rank and value.shape[0] not in {examples, None}):
             raise ValueError(
-                "`loss` must give the mean loss of a batch, a scalar tensor, or losses with the "
-                f"examples first, {examples} of them. Received: {value!r}. Take its mean over the "
-                "examples."
+                "`loss` must return the mean loss of a batch (a scalar tensor), or losses with the "
+                f"{examples} examples on the first axis. Received: {value!r}. Return the mean over "
+                "the examples."
             )
         if getattr(self.loss, "reduction", None) == "sum":
             value /= tf.cast(tf.shape(keras.tree.flatten(y_pred)[0])[0], value.dtype)
@@ -75,9 +75,9 @@ class MeanLoss:
         value = self.loss(y, y_pred)
         if not value.shape.rank:
             raise ValueError(
-                "`loss` is a function that gives one number for a batch, so its examples cannot be "
-                "weighted. Have it give losses with the examples first, or drop the weights. "
-                f"Received: {value!r}"
+                "Sample weights need a `loss` with one value per example, on the first axis. "
+                f"Received: one number for the batch, {value!r}. Return one loss per example, or "
+                "drop the weights."
             )
         weights = tf.cast(sample_weight, value.dtype)
         ones = tf.ones(value.shape.rank - weights.shape.rank, "int32")
@@ -85,14 +85,15 @@ class MeanLoss:
 
 
 def check_model(model, dataset):
-    """Check a model, and build it if need be.
+    """Check a model, and build it if necessary.
 
     Args:
-        model: what should be a Keras model.
+        model: a Keras model.
         dataset: the batches of its data, from `batched`.
 
     Raises:
-        ValueError: if it is none, has nothing to differentiate by, or weights that are not finite.
+        ValueError: if `model` is not a Keras model, has no trainable variables, or has weights that
+            are not finite.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
@@ -103,8 +104,8 @@ def check_model(model, dataset):
         call_model(model, batch[0], training=False)
     if not model.trainable_variables:
         raise ValueError(
-            f"{model.name!r} has no trainable variables, so there is nothing to differentiate by. "
-            "Set `trainable=True` on the layers that should be covered."
+            f"{model.name!r} has no trainable variables, so there is no gradient. Set "
+            "`trainable=True` on the layers to differentiate."
         )
     for variable in model.trainable_variables:
         bad = np.sum(~np.isfinite(variable.numpy()))
@@ -116,15 +117,15 @@ def check_model(model, dataset):
 
 
 def check_finite(what, numbers, paths):
-    """Check a result.
+    """Check that results are finite.
 
     Args:
-        what: its name, at the start of a sentence.
-        numbers: one for each variable.
+        what: name of the result, as the subject of a sentence.
+        numbers: one number for each variable.
         paths: the variables' paths.
 
     Raises:
-        ValueError: if a number is NaN or infinite, naming the variable.
+        ValueError: if a number is NaN or infinite; the message names the variable.
     """
     for number, path in zip(numbers, paths, strict=True):
         if not np.isfinite(number):

@@ -14,7 +14,7 @@ from keras_noisylb.diagnostics.minibatches import MinibatchGradients
 from keras_noisylb.diagnostics.progress import progress_bar
 from keras_noisylb.types import Loss, Nested
 
-FEWEST_BATCHES = 5  # the coverage of the interval was tested from here on
+FEWEST_BATCHES = 5  # the coverage of the interval is tested for this number and more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class CriticalBatchSize:
     """An estimate of tr Σ / ‖G‖².
 
     Args:
-        value: the estimate, in examples; infinite where that of ‖G‖² is not positive.
+        value: the estimate, in examples; infinite if the estimate of ‖G‖² is not positive.
         lower: lower end of the confidence interval.
-        upper: upper end; infinite where ‖G‖² cannot be told from 0.
+        upper: upper end; infinite if ‖G‖² does not differ significantly from 0.
         confidence: the interval's nominal coverage.
         trace: estimate of tr Σ, the total variance of one example's gradient.
         trace_error: its standard error.
@@ -57,44 +57,44 @@ def critical_batch_size(
     seed: int = 0,
     verbose: int = 1,
 ) -> CriticalBatchSize:
-    """The batch size beyond which more examples buy little: the simple gradient noise scale.
+    """The batch size beyond which more examples help little: the simple gradient noise scale.
 
-    B_simple = tr Σ / ‖G‖² (McCandlish et al. 2018, https://arxiv.org/abs/1812.06162, section 2.2),
-    with the expected gradient G, regularisers included, and the covariance Σ of one example's
-    gradient: the batch size at which the noise of a gradient is as large as the gradient.
+    B_simple = tr Σ / ‖G‖² (McCandlish et al. 2018, https://arxiv.org/abs/1812.06162, section 2.2).
+    G is the expected gradient, regularisers included, and Σ the covariance of one example's
+    gradient. At this batch size the noise of a batch gradient is as large as the gradient.
 
-    The K batches of one pass have gradients G_k of mean G and covariance Σ / b. Unbiased are
+    The K batches of one pass have gradients G_k with mean G and covariance Σ / b. The estimates
 
-        ‖G‖² ≈ Σ_{k≠l} G_k · G_l / (K (K − 1)),    tr Σ ≈ b Σ_k ‖G_k − mean‖² / (K − 1).
+        ‖G‖² ≈ Σ_{k≠l} G_k · G_l / (K (K − 1)),    tr Σ ≈ b Σ_k ‖G_k − mean‖² / (K − 1)
 
-    The interval is Fieller's for the ratio of the two, with their covariance by the jackknife over
-    batches and Student's t with K − 1 degrees of freedom. It takes the examples for independent
-    draws from a distribution, and tr Σ and G for that distribution's.
+    are unbiased. The interval is Fieller's for their ratio, with their covariance from the
+    jackknife over batches and Student's t with K − 1 degrees of freedom. It assumes that the
+    examples are independent draws from one distribution, for which tr Σ and G are defined.
 
-    The data are visited twice; memory is that of a gradient and some float64 vectors of the size of
-    the model. Weights and state stay as they are. The model runs in training mode: with batch or
-    ghost statistics Σ / b is the covariance of a batch's gradient, whatever couples its examples.
+    The data are read twice. Memory holds a gradient and a few float64 vectors of the size of the
+    model. Weights and state do not change. The model runs in training mode: with batch or ghost
+    statistics, Σ / b is the covariance of a batch gradient, coupling between examples included.
 
     Args:
         model: a Keras model.
-        loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean.
-        x: inputs, N examples first, or nested; or a `tf.data.Dataset` of batches of one size,
-            `(x, y)` or `(x, y, sample_weight)`, the same on every pass. A last, smaller batch is
-            left out.
+        loss: a Keras loss, its name, or a function `(y, y_pred)` that returns losses or their mean.
+        x: inputs, N examples first, or nested; or a `tf.data.Dataset` of batches of equal size,
+            `(x, y)` or `(x, y, sample_weight)`, the same on every pass. A smaller last batch is
+            dropped.
         y: targets; `None` with a dataset.
-        batch_size: b, number of examples in a batch of arrays, which are shuffled first; `None`
-            with a dataset. At least 5 batches are needed; more of them make ‖G‖² and the
-            interval better.
-        confidence: the interval's coverage, between 0 and 1.
-        seed: integer, of the order of the examples.
+        batch_size: b, number of examples in a batch; the arrays are shuffled first. `None` with a
+            dataset. At least 5 batches are needed; more batches make ‖G‖² more precise and the
+            interval shorter.
+        confidence: coverage of the interval, between 0 and 1.
+        seed: integer, seed of the order of the examples.
         verbose: 0, or 1 for a progress bar.
 
     Returns:
-        A `CriticalBatchSize`. Warns where the interval has no upper end.
+        A `CriticalBatchSize`. Warns if the interval has no upper end.
 
     Raises:
         ValueError: if there are fewer than 5 batches, if `confidence` is not between 0 and 1, if
-            weights or gradients are not finite, or if there is nothing to differentiate.
+            weights or gradients are not finite, or if the model has no trainable variables.
 
     Example:
     ```python
@@ -111,8 +111,8 @@ def critical_batch_size(
     number = sum(1 for _ in batches.disjoint(np.random.default_rng(seed)))
     if number < FEWEST_BATCHES:
         raise ValueError(
-            f"A confidence interval needs at least {FEWEST_BATCHES} whole batches. Received: "
-            f"{number} of {size} examples. Hand more data or use smaller batches."
+            f"A confidence interval needs at least {FEWEST_BATCHES} full batches. Received: "
+            f"{number} of {size} examples. Pass more data, or use smaller batches."
         )
     check_model(model, batches)
     source = MinibatchGradients(model, loss, batches)
@@ -140,20 +140,20 @@ def critical_batch_size(
     if np.isinf(result.upper):
         warnings.warn(
             f"The critical batch size has no upper bound at confidence {confidence:g}: the squared "
-            f"gradient, {result.squared_norm:.3g} ± {result.squared_norm_error:.2g}, cannot be "
-            "told from 0. Hand more data for an upper bound.",
+            f"gradient, {result.squared_norm:.3g} ± {result.squared_norm_error:.2g}, does not "
+            "differ significantly from 0. Pass more data for an upper bound.",
             stacklevel=2,
         )
     return result
 
 
 def noise_scale_interval(norms, products, batch_size, confidence=0.95):
-    """The ratio tr Σ / ‖G‖² and its interval from scalar products of K independent gradients.
+    """The ratio tr Σ / ‖G‖² and its interval, from scalar products of K independent gradients.
 
     Args:
         norms: the K numbers ‖G_k‖².
-        products: the K numbers G_k · S with the sum S of all gradients.
-        batch_size: b, the number of examples of each.
+        products: the K numbers G_k · S, where S is the sum of all gradients.
+        batch_size: b, number of examples of each gradient.
         confidence: the interval's nominal coverage.
 
     Returns:
@@ -169,7 +169,7 @@ def noise_scale_interval(norms, products, batch_size, confidence=0.95):
     number, square, sum_norms = len(norms), np.sum(products), np.sum(norms)
 
     def estimates(number, square, sum_norms):
-        """Of tr Σ and ‖G‖² from ‖S‖² and Σ ‖G_k‖²."""
+        """The estimates of tr Σ and ‖G‖², from ‖S‖² and Σ ‖G_k‖²."""
         trace = batch_size * (sum_norms - square / number) / (number - 1)
         return np.array([trace, (square - sum_norms) / (number * (number - 1))])
 
@@ -194,16 +194,16 @@ def noise_scale_interval(norms, products, batch_size, confidence=0.95):
 
 
 def _fieller(estimates, covariance, quantile):
-    """The positive ratios R for which trace − R · squared_norm is within its standard errors of 0.
+    """The positive ratios R at which trace − R · squared_norm may be 0, at the given quantile.
 
-    They solve a R² − 2 b R + c ≤ 0. With a ≤ 0 the denominator cannot be told from 0, and the set
-    has no upper end (Fieller 1954).
+    They solve a R² − 2 b R + c ≤ 0. If a ≤ 0, the denominator does not differ significantly from 0,
+    and the set has no upper end (Fieller 1954).
     """
     (c, b), (_, a) = np.outer(estimates, estimates) - quantile**2 * covariance
     root = np.sqrt(max(b**2 - a * c, 0.0))
     if a > 0 and estimates[1] > 0:
         return max(float((b - root) / a), 0.0), float((b + root) / a)
-    # The larger root, in the form that does not cancel.
+    # The larger root, in the form without cancellation.
     return (max(float(c / (b + root)), 0.0) if c > 0 else 0.0), np.inf
 
 

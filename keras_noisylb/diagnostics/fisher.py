@@ -1,4 +1,4 @@
-"""Frobenius norms of the empirical Fisher and of its diagonal, without the matrix."""
+"""Frobenius norms of the empirical Fisher and its diagonal, without forming the matrix."""
 
 import dataclasses
 from typing import Any
@@ -52,28 +52,30 @@ def fisher_norms(
 ) -> FisherNorms:
     """The Frobenius norms of the full empirical Fisher and of its diagonal (Wen et al. 2020, 5.2).
 
-    F = (1/N) Σ_i g_i g_iᵀ (equation 4) over the N examples handed in, as in Figure 5a, and exactly
+    F = (1/N) Σ_i g_i g_iᵀ (equation 4) over the N examples of `x`, as in Figure 5a. Its norm is
+    computed exactly:
 
         ‖F‖_F² = (1/N²) Σ_ij (g_i · g_j)²,    g_i · g_j = Σ_v g_iv · g_jv over the variables v.
 
-    The Gram matrix is computed for two batches at a time, layer by layer, for Dense layers without
-    any per-example gradient. g_i is that of `gradients.per_example_gradients` in its batch: in
-    training mode, without regularisers, and with batch or ghost statistics of the batches of
-    `batch_size`. A loss' reduction, mean or sum, makes no difference. The model is only read.
+    The Gram matrix g_i · g_j is computed layer by layer for two batches at a time; Dense layers
+    need no per-example gradients for it. g_i is the gradient of `gradients.per_example_gradients`:
+    in training mode, without regularisers, with the statistics of its batch of `batch_size` in
+    batch or ghost normalisation. Losses with reduction mean and sum give the same result. The model
+    is not changed.
 
-    Time grows as N², memory does not grow with N: it holds the activations of one batch, the
-    layers' inputs and derivatives for two, two matrices of batch_size², about 128 MiB of
-    per-example gradients of a single layer, and one float64 vector of the size of the model. (The
-    vectorized_map engine holds the gradients of some examples, twice 64 MiB, and computes them
-    anew for each pair of such parts.)
+    Time grows as N². Memory does not grow with N: it holds the activations of one batch, the
+    layers' inputs and output gradients of two batches, two matrices of batch_size², about 128 MiB
+    of per-example gradients of a single layer, and one float64 vector of the size of the model.
+    (The vectorized_map engine instead holds two slices of per-example gradients, 64 MiB each, and
+    recomputes them for each pair of slices.)
 
     Args:
         model: a Keras model.
-        loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean.
+        loss: a Keras loss, its name, or a function `(y, y_pred)` that returns losses or their mean.
         x: inputs, N examples first, or nested; or a `tf.data.Dataset` of batches `(x, y)` or
             `(x, y, sample_weight)` that is the same on every pass.
         y: targets; `None` with a dataset.
-        batch_size: number of examples that are differentiated together.
+        batch_size: number of examples that are differentiated together; ignored with a dataset.
         engine: `"auto"`, `"layerwise"` or `"vectorized_map"`, as in `per_example_gradients`.
         verbose: 0, or 1 for a progress bar.
 
@@ -82,8 +84,7 @@ def fisher_norms(
 
     Raises:
         ValueError: if there are no data or no trainable variables, if weights or gradients are not
-            finite, if the loss is none, or if no engine, or not the one asked for, can treat the
-            model.
+            finite, if `loss` is not a loss, or if the engine does not support the model.
 
     Example:
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
@@ -134,7 +135,7 @@ def fisher_norms(
 
 
 def _squared_sums(products, num_variables):
-    """Σ_ij (g_i · g_j)² for each variable and for all of them, in float64."""
+    """Σ_ij (g_i · g_j)² for each variable and for all variables together, in float64."""
     found, total = np.zeros(num_variables), 0.0
     for k, matrix in products:
         matrix = tf.cast(matrix, "float64")

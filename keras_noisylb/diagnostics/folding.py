@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the layers that it follows."""
+"""Folds batch normalisation into the preceding layers."""
 
 import collections
 import warnings
@@ -9,7 +9,7 @@ from keras import layers
 
 from keras_noisylb.layers import GhostBatchNormalization
 
-# For each type of layer, the axes of its kernel that make up the output channels.
+# For each type of layer, the kernel axes that index its output channels.
 CHANNEL_AXES = {
     layers.Dense: (-1,),
     layers.Conv1D: (-1,),
@@ -24,24 +24,25 @@ CHANNEL_AXES = {
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """A copy of `model` with batch normalisation folded into the weights before it.
+    """A copy of `model` with batch normalisation folded into the preceding weights.
 
-    In inference y = γ (W x + b − μ) / √(σ² + ε) + β is a layer with kernel s W and bias
-    s (b − μ) + β, s = γ / √(σ² + ε). Dense, convolution, transposed and depthwise convolution
-    layers take up a `BatchNormalization` or `GhostBatchNormalization` that follows them. The copy
-    computes what `model` does in inference, up to rounding, and has no trace of how large W was:
-    c W, c b, c μ and c² (σ² + ε) give the same copy (Wen et al. 2020, section 5.3). A larger γ and
-    β with smaller weights in the next layer, on the other side of a ReLU, do not.
+    In inference, y = γ (W x + b − μ) / √(σ² + ε) + β equals a layer with kernel s W and bias
+    s (b − μ) + β, where s = γ / √(σ² + ε). A `BatchNormalization` or `GhostBatchNormalization` is
+    folded if it follows a Dense, convolution, transposed or depthwise convolution layer. In
+    inference the copy computes the same function as `model`, up to rounding. It does not depend on
+    the scale of W: c W, c b, c μ and c² (σ² + ε) give the same copy (Wen et al. 2020, section 5.3).
+    It does depend on the scale of γ and β, even if the next layer after a ReLU cancels that scale.
 
     Args:
-        model: a Sequential or Functional model; such models nested in it are treated too, and a
-            layer that several of them share becomes several layers.
+        model: a Sequential or Functional model. Models nested in it are folded too; a layer shared
+            by several of them is copied several times.
 
     Returns:
-        A new Functional model, not compiled. Warns of every normalisation that stays, and why.
+        A new Functional model, not compiled. Warns about every normalisation that is not folded,
+        with the reason.
 
     Raises:
-        ValueError: if `model` is of another kind, or not built.
+        ValueError: if `model` is not Sequential or Functional, or not built.
 
     Example:
     >>> inputs = keras.Input((8,))
@@ -94,8 +95,8 @@ def _functional(model):
     """The same layers as an uncompiled Functional model."""
     if not _is_graph(model):
         raise ValueError(
-            "`model` must be a Sequential or Functional model, whose layers can be copied; a "
-            f"NoisyModel has it as its `.model`. Received: {model!r}"
+            "`model` must be a Sequential or Functional model, so that its layers can be copied. "
+            f"Received: {model!r}. Of a NoisyModel, pass its `.model`."
         )
     if not model.built:
         raise ValueError(

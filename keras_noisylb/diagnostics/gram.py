@@ -1,14 +1,14 @@
-"""Gram matrices g_i · g_j of one variable's per-example gradients, never holding all of these.
+"""Gram matrices g_i · g_j of one variable's per-example gradients, without storing all gradients.
 
-A kernel's gradient is g_i = Σ_t a_it d_itᵀ: inputs a (M, T, p) and output gradients d (M, T, q) at
-T positions. Two ways lead to K_ij = g_i · g_j, and the one with fewer multiplications is taken:
+A kernel's gradient is g_i = Σ_t a_it d_itᵀ, with inputs a (M, T, p) and output gradients d
+(M, T, q) at T positions. K_ij = g_i · g_j is computed in the way with fewer multiplications:
 
-- by positions, K_ij = Σ_{t,u} (a_it · a_ju) (d_it · d_ju), without any per-example gradient:
-  T² (p + q) for each pair. At one position this is (A Aᵀ) ∘ (D Dᵀ).
-- by columns, a few columns of all examples' kernel gradients at a time: p q for each pair and
-  T p q for each example.
+- by positions, K_ij = Σ_{t,u} (a_it · a_ju) (d_it · d_ju), without per-example gradients:
+  T² (p + q) multiplications per pair. With one position this is (A Aᵀ) ∘ (D Dᵀ).
+- by columns, with a few columns of all examples' kernel gradients at a time: p q multiplications
+  per pair and T p q per example.
 
-All of this runs eagerly, where shapes are known.
+All functions run eagerly and need known shapes.
 """
 
 import math
@@ -27,7 +27,7 @@ def gram(left, right):
 
     Args:
         left: a `VariableGradients`.
-        right: that of the other batch; `left` itself for the products within one.
+        right: the `VariableGradients` of the other batch, or `left` for products within one batch.
 
     Returns:
         Tensor (M, M') of g_i · g'_j.
@@ -48,7 +48,7 @@ def gram(left, right):
 
 
 def _kind(layer, name):
-    """What a variable is there for: the rule of its layer and its name in it."""
+    """The role of a variable: the rule of its layer and its name in that layer."""
     return "grouped" if getattr(layer, "groups", 1) > 1 else (RULES.get(layer).gradients, name)
 
 
@@ -65,12 +65,12 @@ def _conv_inputs(layer, a, d):
     return shifted_inputs(layer, a, d), positions(d)
 
 
-# By rule, not by layer: whoever registers a rule of their own for a layer is not overruled.
+# Keyed by rule, not by layer, so that a custom rule registered for a layer is respected.
 _KERNELS = {(dense, "kernel"): _dense_inputs, (conv, "kernel"): _conv_inputs}
 
 
 def _inputs(side):
-    """Pieces of a (M, T, p) along its last axis, one at a time, and d (M, T, q), of all uses."""
+    """Pieces of a (M, T, p) along its last axis, one at a time, and d (M, T, q), for all uses."""
     use, name, _ = side.uses[0]
     inputs = _KERNELS[_kind(use.layer, name)]
     found = [inputs(*arrays) for arrays in side.inputs()]
@@ -83,7 +83,7 @@ def _flat(tensor):
 
 
 def _same_features(left, right):
-    """a_it · a_ju as a matrix over the examples' positions, and d of both sides."""
+    """a_it · a_ju as a matrix over the positions of all examples, and d of both sides."""
     (pieces, d_left), (others, d_right) = _inputs(left), _inputs(right)
     pairs = zip(pieces, others, strict=True)
     similar = sum(tf.matmul(_flat(a), _flat(b), transpose_b=True) for a, b in pairs)
@@ -91,7 +91,7 @@ def _same_features(left, right):
 
 
 def _same_rows(left, right):
-    """The same for an embedding: a is a row of the identity."""
+    """`_same_features` for an embedding, whose input a is a row of the identity."""
     sides = []
     for side in (left, right):
         found = [
@@ -137,7 +137,7 @@ def _outer(a, d):
 
 
 def _by_examples(left, right):
-    """For every layer with a rule: some examples' gradients at a time."""
+    """For all other layers: the gradients of a few examples at a time."""
 
     def products(a, b):
         rows = a.rows()
@@ -148,7 +148,7 @@ def _by_examples(left, right):
 
 
 def _in_blocks(left, right, size, products):
-    """A matrix over pairs of examples, from blocks of at most `size` by `size` of them."""
+    """A matrix over pairs of examples, in blocks of at most `size` by `size` pairs."""
     columns = right.parts(size)
     rows = columns if right is left else left.parts(size)
     return tf.concat([tf.concat([products(a, b) for b in columns], 1) for a in rows], 0)

@@ -13,31 +13,32 @@ from keras_noisylb.types import Loss, Nested
 
 
 class Hessian:
-    """The Hessian of the mean loss over a data set, at the model's weights, never written out.
+    """The Hessian of the mean loss over a data set at the model's weights, as a linear operator.
 
-    L(θ) = (1/N) Σ_i ℓ_i(θ), θ being `model.trainable_variables`. A product H v = ∇(∇L · v)
-    (Pearlmutter 1994) takes two backward passes over the data, a batch at a time; differentiating
-    forward over backward instead would cost the same and fail on recurrent layers. The model
-    computes in its own precision, sums over batches are float64. In inference mode nothing depends
-    on the batch size, be the loss' reduction a mean or a sum; only masks of the outputs and the
-    reduction "mean_with_sample_weight" take their mean within each batch. The model is only read:
-    moving statistics and seeds stay as they are, and the next product sees weights that changed.
+    L(θ) = (1/N) Σ_i ℓ_i(θ), where θ is `model.trainable_variables`. A product H v = ∇(∇L · v)
+    (Pearlmutter 1994) takes two backward passes over the data, one batch at a time. (Forward over
+    backward differentiation would cost the same and fails on recurrent layers.) The model computes
+    in its own precision; sums over batches are float64. In inference mode the result does not
+    depend on the batch size, for losses with reduction mean or sum. Exceptions are masked outputs
+    and the reduction "mean_with_sample_weight", whose means are taken within each batch. The model
+    is not changed: moving statistics and seeds keep their values. Each product uses the current
+    weights.
 
     Args:
         model: a Keras model.
-        loss: a Keras loss, its name, or a function `(y, y_pred)` to losses or their mean.
+        loss: a Keras loss, its name, or a function `(y, y_pred)` that returns losses or their mean.
         x: inputs, N examples first, or nested; or a `tf.data.Dataset` of batches `(x, y)` or
             `(x, y, sample_weight)` that is the same on every pass.
         y: targets; `None` with a dataset.
-        batch_size: number of examples that are differentiated together.
-        training: whether to run the model in training mode. The loss is then that of these very
-            batches: batch statistics are each batch's own, and dropout has one mask that is the
-            same for every product.
-        regularization: whether the model's own losses (regularizers and `add_loss`) are part of L.
+        batch_size: number of examples that are differentiated together; ignored with a dataset.
+        training: whether to run the model in training mode. L then depends on the batches:
+            normalisation uses the statistics of each batch, and dropout uses the same mask for
+            every product.
+        regularization: whether L includes the model's own losses (regularizers and `add_loss`).
 
     Raises:
-        ValueError: if there is nothing to differentiate (no data, no trainable variables), the
-            weights are not finite, or the arguments do not fit together.
+        ValueError: if there are no data or no trainable variables, if the weights are not finite,
+            or if the arguments do not match.
 
     Example:
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
@@ -100,7 +101,7 @@ class Hessian:
             rows = int(tf.shape(keras.tree.flatten(batch)[0])[0])
             if rows:
                 count += rows
-                # Added up in the graph: in NumPy this took half as long as the product itself.
+                # Summed in the graph: in NumPy the sum took half as long as the product itself.
                 totals = self._add_product(batch, tangents, totals)
         if not count:
             raise ValueError(EMPTY)
@@ -163,8 +164,8 @@ def hessian_vector_product(
 ) -> list[np.ndarray]:
     """The product of the Hessian of a data set's mean loss with a vector.
 
-    For several products make a `Hessian` once and call its `product`: tracing the model takes
-    seconds.
+    For several products, create one `Hessian` and call its `product`: each call of this function
+    traces the model, which takes seconds.
 
     Args:
         model: a Keras model.
@@ -178,7 +179,7 @@ def hessian_vector_product(
         List of float64 NumPy arrays of the same shapes.
 
     Raises:
-        ValueError: as `Hessian` and its `product`.
+        ValueError: as in `Hessian` and its `product`.
 
     Example:
     ```python

@@ -1,4 +1,4 @@
-"""Gradients of minibatches as training computes them, at weights and state that stay."""
+"""Minibatch gradients as in training, at fixed weights and state."""
 
 import keras
 import tensorflow as tf
@@ -15,12 +15,12 @@ class MinibatchGradients:
 
     Args:
         model: a built Keras model.
-        loss: what the gradient is of.
+        loss: the loss to differentiate.
         batches: from `batches.minibatches`.
         noise: a noise, or `None`.
-        seed: integer, of the noise.
-        num_microbatches: number of chunks in which a batch is computed.
-        add_loss_reduction: "mean" or "sum", what `add_loss` terms do with the examples, or `None`.
+        seed: integer, seed of the noise.
+        num_microbatches: number of microbatches in which a batch is computed.
+        add_loss_reduction: "mean" or "sum", how `add_loss` terms reduce over examples, or `None`.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MinibatchGradients:
         self.num_microbatches = num_microbatches
         labels = None if noise is None else labels_for(noise, model, loss)
         self._objective = objective(model, loss, labels, add_loss_reduction=add_loss_reduction)
-        # What counts, such as the state of dropout's random numbers, goes on from batch to batch.
+        # Counters, such as the state of dropout's random numbers, advance from batch to batch.
         self._counters = [
             v for v in model.non_trainable_variables if keras.backend.is_int_dtype(v.dtype)
         ]
@@ -49,11 +49,11 @@ class MinibatchGradients:
         self._compiled = tf.function(self._compute, input_signature=signature, autograph=False)
 
     def visit(self, batches, use):
-        """Compute one gradient after the other; every visit begins with the same random numbers.
+        """Compute the gradients in turn; every visit starts with the same random numbers.
 
         Args:
             batches: iterable of `(x, y)` or `(x, y, sample_weight)`.
-            use: function of each gradient, a list of float64 tensors that is aligned with
+            use: function that receives each gradient, a list of float64 tensors aligned with
                 `model.trainable_variables`.
         """
         before = [v.numpy() for v in self._counters]

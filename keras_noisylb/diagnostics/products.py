@@ -1,4 +1,4 @@
-"""Scalar products and squares of the per-example gradients of a data set, by either engine."""
+"""Scalar products and squares of the per-example gradients of a data set, for both engines."""
 
 import functools
 
@@ -14,7 +14,7 @@ from keras_noisylb.gradients.vectorized import Replay
 
 
 def gradients_of(objective, dataset, engine="auto"):
-    """The per-example gradients of a data set, a part at a time.
+    """The per-example gradients of a data set, one part at a time.
 
     Args:
         objective: an `Objective`.
@@ -22,11 +22,11 @@ def gradients_of(objective, dataset, engine="auto"):
         engine: "auto", "layerwise" or "vectorized_map".
 
     Returns:
-        Function without arguments. It goes through the data set once and yields, for each part, a
-        function that computes a `LayerGradients` or a `StackedGradients`.
+        Function without arguments. It reads the data set once and yields, for each part, a function
+        that computes a `LayerGradients` or a `StackedGradients`.
 
     Raises:
-        ValueError: if the engine cannot treat the model.
+        ValueError: if the engine does not support the model.
     """
 
     def batches():
@@ -58,7 +58,7 @@ def gradients_of(objective, dataset, engine="auto"):
 
 
 class LayerGradients:
-    """The gradients of one batch as what the layers' rules make them of: inputs and derivatives.
+    """The gradients of one batch, stored as the layers' inputs and output gradients.
 
     Args:
         objective: an `Objective`.
@@ -69,29 +69,29 @@ class LayerGradients:
     def __init__(self, objective, layers, batch):
         batch = Batch(*batch)
         self.num_examples = batch.num_examples
-        # The tape, which holds all activations, ends with this function.
+        # The tape, which holds all activations, is released when this function returns.
         tapped = Tapped(objective, layers, batch, draws=None)
         by_variable, _ = tapped.by_variable(tapped.recorded.fisher_loss)
         index = {id(v): k for k, v in enumerate(objective.variables)}
         self._found = {index[id(found.variable)]: found for found in by_variable}
 
     def squares(self):
-        """Pairs of a variable's index and Σ_i g_i²."""
+        """Yield each variable's index and Σ_i g_i²."""
         for k, gradients in self._found.items():
             yield k, self.num_examples**2 * gradients.sums(self.num_examples)[1]
 
     def products(self, other):
-        """Pairs of a variable's index and the matrix of g_i · g_j with the examples of `other`."""
+        """Yield each variable's index and the matrix g_i · g_j with the examples j of `other`."""
         for k, gradients in self._found.items():
             product = gram(gradients, other._found[k])
             yield k, self.num_examples * other.num_examples * product
 
 
 class StackedGradients:
-    """The gradients of a few examples, one tensor with the examples first for each variable.
+    """The gradients of a few examples: one tensor per variable, with the examples first.
 
     Args:
-        compute: function `(batch, start, end)` that gives them.
+        compute: function `(batch, start, end)` that returns these tensors.
         batch: tuple (x, y) or (x, y, sample_weight).
         start: the first example.
         end: the example after the last.
@@ -102,12 +102,12 @@ class StackedGradients:
         self._gradients = compute(batch, tf.constant(start), tf.constant(end))
 
     def squares(self):
-        """Pairs of a variable's index and Σ_i g_i²."""
+        """Yield each variable's index and Σ_i g_i²."""
         for k, gradients in enumerate(self._gradients):
             yield k, tf.reduce_sum(tf.square(gradients), axis=0)
 
     def products(self, other):
-        """Pairs of a variable's index and the matrix of g_i · g_j with the examples of `other`."""
+        """Yield each variable's index and the matrix g_i · g_j with the examples j of `other`."""
         for k, pair in enumerate(zip(self._gradients, other._gradients, strict=True)):
             a, b = (tf.reshape(g, (g.shape[0], -1)) for g in pair)
             yield k, tf.matmul(a, b, transpose_b=True)

@@ -1,4 +1,4 @@
-"""Eigenvalues and trace of a Hessian, from products with it alone."""
+"""Largest eigenvalues and trace of a Hessian, from Hessian-vector products."""
 
 import dataclasses
 import warnings
@@ -11,7 +11,7 @@ from keras_noisylb.diagnostics.hessian import Hessian
 from keras_noisylb.diagnostics.progress import progress_bar
 from keras_noisylb.types import Loss, Nested
 
-KRYLOV_SIZE = 20  # scipy's own smallest, and what ARPACK keeps in memory
+KRYLOV_SIZE = 20  # scipy's smallest default number of Lanczos vectors, all kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Eigenpairs:
     Args:
         eigenvalues: array (k,), descending.
         eigenvectors: k unit vectors, each a list aligned with `model.trainable_variables`.
-        residuals: array (k,) of ‖H v − λ v‖: an eigenvalue lies no further than this from λ.
-        num_products: number of Hessian-vector products, those for the residuals included.
+        residuals: array (k,) of ‖H v − λ v‖. H has an eigenvalue within this distance of λ.
+        num_products: number of Hessian-vector products, including those for the residuals.
     """
 
     eigenvalues: np.ndarray
@@ -61,9 +61,9 @@ def largest_eigenvalues(
 ) -> Eigenpairs:
     """The largest eigenvalues of the Hessian of a data set's mean loss.
 
-    By the implicitly restarted Lanczos method of `scipy.sparse.linalg.eigsh`, which keeps
-    max(2k + 1, 20) float64 vectors of the size of the model; models of no more parameters than
-    that are solved densely.
+    They are computed by the implicitly restarted Lanczos method of `scipy.sparse.linalg.eigsh`,
+    which keeps max(2k + 1, 20) float64 vectors of the size of the model. A Hessian that is not
+    larger than this number is computed as a dense matrix.
 
     Args:
         model: a Keras model.
@@ -71,8 +71,8 @@ def largest_eigenvalues(
         x: inputs, or a `tf.data.Dataset`; see `Hessian`.
         y: targets; `None` with a dataset.
         k: number of eigenvalues.
-        tolerance: relative accuracy of the eigenvalues; 1e-6 is the limit of float32 models.
-        max_products: number of Hessian-vector products, each a pass over the data, to give up at.
+        tolerance: relative accuracy of the eigenvalues; float32 models reach about 1e-6.
+        max_products: largest number of Hessian-vector products, each a pass over the data.
         seed: seed of the start vector.
         verbose: 0, or 1 for a progress bar.
         **options: `batch_size`, `training` and `regularization` of `Hessian`.
@@ -81,8 +81,8 @@ def largest_eigenvalues(
         An `Eigenpairs`.
 
     Raises:
-        ValueError: if `k` is not between 1 and the number of parameters, or as `Hessian`.
-        RuntimeError: if `max_products` are not enough.
+        ValueError: if `k` is not between 1 and the number of parameters, or as in `Hessian`.
+        RuntimeError: if the eigenvalues have not converged after `max_products`.
 
     Example:
     ```python
@@ -104,7 +104,7 @@ def largest_eigenvalues(
             if count == max_products:
                 raise RuntimeError(
                     f"The eigenvalues have not converged to tolerance={tolerance} in max_products="
-                    f"{max_products} products. Raise either of them; a float32 model reaches about "
+                    f"{max_products} products. Raise one of the two; a float32 model reaches about "
                     "1e-6."
                 )
             count += 1
@@ -116,7 +116,7 @@ def largest_eigenvalues(
         if size <= krylov_size:
             dense = np.stack([matvec(unit) for unit in np.eye(size)])
             values, vectors = np.linalg.eigh((dense + dense.T) / 2)
-        elif not matvec(start).any():  # H = 0, for which ARPACK has no start vector
+        elif not matvec(start).any():  # H = 0, where ARPACK finds no start vector
             values, vectors = np.zeros(k), np.eye(size, k)
         else:
             operator = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype="float64")
@@ -145,26 +145,26 @@ def hessian_trace(
 ) -> TraceEstimate:
     """The trace of the Hessian of a data set's mean loss.
 
-    Hutchinson's estimator: the mean of zᵀ H z over vectors z of random signs, with variance
-    2 Σ_{i≠j} H_ij² each. Samples are drawn, at least ten, until the standard error is
-    `tolerance` of the mean.
+    Hutchinson's estimator: the mean of zᵀ H z over vectors z of random signs. Each sample has the
+    variance 2 Σ_{i≠j} H_ij². At least ten samples are drawn, until the standard error is at most
+    `tolerance` times the mean.
 
     Args:
         model: a Keras model.
         loss: a Keras loss, its name, or a function `(y, y_pred)`.
         x: inputs, or a `tf.data.Dataset`; see `Hessian`.
         y: targets; `None` with a dataset.
-        tolerance: standard error, relative to the mean, to stop at; 0 draws all samples.
-        max_samples: number of samples, each a pass over the data, to stop at.
+        tolerance: relative standard error at which to stop; 0 draws all samples.
+        max_samples: largest number of samples, each a pass over the data.
         seed: seed of the signs.
         verbose: 0, or 1 for a progress bar.
         **options: `batch_size`, `training` and `regularization` of `Hessian`.
 
     Returns:
-        A `TraceEstimate`. Warns where `max_samples` did not reach the tolerance.
+        A `TraceEstimate`. Warns if `max_samples` samples did not reach the tolerance.
 
     Raises:
-        ValueError: if `max_samples` is less than 2, or as `Hessian`.
+        ValueError: if `max_samples` is less than 2, or as in `Hessian`.
 
     Example:
     ```python

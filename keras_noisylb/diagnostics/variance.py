@@ -1,4 +1,4 @@
-"""The variance of the gradient that a regime of training has, at frozen weights."""
+"""The variance of a training regime's gradient at frozen weights."""
 
 import dataclasses
 import itertools
@@ -57,32 +57,32 @@ def gradient_variance(
 ) -> GradientVariance:
     """The variance of one update's gradient over minibatches and noise (Wen et al. 2020, Figure 2).
 
-    That is tr Cov(G) averaged over parameters, G being the gradient (and noise) of one update in
-    training mode at the model's weights: of a small batch, a large batch, or a large batch with
-    noise. Every draw takes `batch_size` of the N examples at random, without
-    replacement within a batch, so that without noise Cov(G) = (1 / batch_size − 1 / N) Σ' with the
-    examples' covariance Σ' (divisor N − 1), and fresh noise and dropout masks.
+    The result is tr Cov(G) averaged over parameters. G is the gradient of one update in training
+    mode, noise included, at the model's weights: of a small batch, a large batch, or a large batch
+    with noise. Every draw has fresh noise and dropout masks and takes `batch_size` of the N
+    examples at random, without replacement. Without noise, Cov(G) = (1 / batch_size − 1 / N) Σ',
+    where Σ' is the covariance of the per-example gradients (divisor N − 1).
 
-    Moments are streamed (Welford 1962): memory is that of a step and some float64 vectors of
-    the size of the model. The k-th draw's term (1 − 1/k) ‖G_k − mean of the first k − 1‖² has the
-    expectation tr Cov(G), and the mean of these uncorrelated terms is the sample variance with
-    divisor `draws` − 1; their spread gives the standard error.
+    Moments are accumulated draw by draw (Welford 1962): memory holds one step and a few float64
+    vectors of the size of the model. The term (1 − 1/k) ‖G_k − mean of the first k − 1‖² of draw k
+    has the expectation tr Cov(G). The terms are uncorrelated; their mean is the sample variance
+    with divisor `draws` − 1, and their spread gives the standard error.
 
-    Weights and state stay as they are: moving statistics are not updated, and the seeds of dropout,
-    which move on from draw to draw, are given back.
+    Weights and state do not change: moving statistics are not updated, and dropout's seeds, which
+    advance from draw to draw, are restored.
 
     Args:
         model: a Keras model.
         loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
-        x: inputs, N examples first, or nested; or a `tf.data.Dataset` of shuffled batches of one
-            size, `(x, y)` or `(x, y, sample_weight)`, each of them a draw. It is started again
-            where it ends.
+        x: inputs, N examples first, or nested; or a `tf.data.Dataset` of shuffled batches of equal
+            size, `(x, y)` or `(x, y, sample_weight)`. Each batch is one draw; the dataset is
+            repeated as often as necessary.
         y: targets; `None` with a dataset.
         batch_size: number of examples in a minibatch; `None` with a dataset.
-        noise: the noise that is added, such as `DiagonalFisher(128)`, or `None`.
+        noise: the noise to add, such as `DiagonalFisher(128)`, or `None`.
         draws: number of gradients.
-        seed: integer, of minibatches and noise.
-        num_microbatches: number of chunks in which a batch is computed, one after the other.
+        seed: integer, seed of minibatches and noise.
+        num_microbatches: number of microbatches in which a batch is computed in sequence.
         verbose: 0, or 1 for a progress bar.
         add_loss_reduction: as in `noisy_gradients`.
 
@@ -90,9 +90,9 @@ def gradient_variance(
         A `GradientVariance`, in units of a squared gradient.
 
     Raises:
-        ValueError: if there are fewer than `batch_size` examples or 3 draws, if the batch is no
-            larger than the noise's small batch, if weights or gradients are not finite, or if the
-            noise cannot be computed for the model.
+        ValueError: if there are fewer than `batch_size` examples or fewer than 3 draws, if the
+            batch is not larger than the noise's small batch, if weights or gradients are not
+            finite, or if the noise cannot be computed for the model.
 
     Example:
     ```python
@@ -116,8 +116,8 @@ def gradient_variance(
     small = noise is not None and noise.small_batch_size
     if small and small >= batches.batch_size:
         raise ValueError(
-            "The noise imitates a small batch by a large one, so `small_batch_size` must be less "
-            f"than the batch size. Received: small_batch_size={small}, batch size "
+            "`small_batch_size` must be less than the batch size: the noise makes the large batch "
+            f"imitate a smaller one. Received: small_batch_size={small}, batch size "
             f"{batches.batch_size}. Raise the batch size or lower small_batch_size."
         )
     check_model(model, batches)
@@ -151,10 +151,10 @@ def gradient_variance(
 
 
 class Moments:
-    """The running mean of gradients, and what every gradient after the first adds to the variance.
+    """The running mean of gradients, and one variance term for each gradient after the first.
 
-    With the mean of the first k − 1, (1 − 1/k) ‖G_k − mean‖² is the squared length of a contrast of
-    the gradients that is orthogonal to all earlier ones (Helmert), so it is uncorrelated with them.
+    The term of draw k is (1 − 1/k) ‖G_k − mean of the first k − 1‖²: the squared length of a
+    Helmert contrast. Helmert contrasts are orthogonal, so the terms are uncorrelated.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Layers: ghost batch normalisation, and its use in models that have batch normalisation."""
+"""Ghost batch normalisation, and its use in models with batch normalisation."""
 
 from keras_noisylb.layers.ghost_batch_norm import GhostBatchNormalization
 from keras_noisylb.layers.replace import replace_batch_norm

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of small "ghost" batches."""
+"""Batch normalisation with the statistics of small "ghost" batches."""
 
 import numbers
 from typing import Any
@@ -16,23 +16,25 @@ Shape = tuple[int | None, ...]
 class GhostBatchNormalization(keras.layers.Layer):
     """Batch normalisation over ghost batches (Hoffer et al. 2017, https://arxiv.org/abs/1705.08741).
 
-    In training the batch of B examples is cut into G = max(B // ghost_batch_size, 1) ghosts of
-    consecutive examples, example i belonging to ghost i * G // B (sizes differ by one at most).
-    Each is normalised by its own mean and biased variance over its examples and all other axes but
-    the features. The moving statistics are updated as if `keras.layers.BatchNormalization` had seen
-    one ghost after the other. In inference, or with `trainable=False`, it is ordinary batch
-    normalisation by the moving statistics. Statistics are float32 (float64 for float64 inputs)
-    whatever the compute dtype, and under a distribution strategy all replicas hold the same ones.
+    In training, a batch of B examples is divided into G = max(B // ghost_batch_size, 1) ghost
+    batches of consecutive examples. Example i belongs to ghost batch i * G // B, so sizes differ by
+    at most one. Each ghost batch is normalised with its own mean and biased variance, taken over
+    its examples and all axes except the feature axis. The moving statistics are updated as if
+    `keras.layers.BatchNormalization` had processed the ghost batches in sequence. In inference, or
+    with `trainable=False`, the layer is ordinary batch normalisation with the moving statistics.
+    Statistics are float32 (float64 for float64 inputs) for every compute dtype. Under a
+    distribution strategy all replicas hold the same moving statistics.
 
-    A training batch is `scale_and_shift(normalize(x, *ghost_statistics(x)))`.
+    In training the output is `scale_and_shift(normalize(x, *ghost_statistics(x)))`.
 
     Args:
-        ghost_batch_size: number of examples in a ghost, in the paper's runs the small batch M_S.
+        ghost_batch_size: number of examples in a ghost batch; in the paper's runs the small batch
+            M_S.
         axis: the feature axis, not the batch axis.
-        momentum: of the moving statistics, for each ghost.
-        epsilon: added to the variance.
-        center: whether to add a trained `beta`.
-        scale: whether to multiply by a trained `gamma`.
+        momentum: momentum of the moving statistics, applied once per ghost batch.
+        epsilon: constant added to the variance.
+        center: whether to add a trainable `beta`.
+        scale: whether to multiply by a trainable `gamma`.
         beta_initializer: initializer of `beta`.
         gamma_initializer: initializer of `gamma`.
         moving_mean_initializer: initializer of the moving mean.
@@ -46,14 +48,14 @@ class GhostBatchNormalization(keras.layers.Layer):
     Call arguments:
         inputs: tensor of rank 2 or more, examples first.
         training: boolean.
-        mask: handed on in inference and refused in training.
+        mask: passed on in inference; an error in training.
 
     Returns:
         Tensor of the shape of `inputs`.
 
     Raises:
-        ValueError: if `ghost_batch_size` is not a positive integer, `axis` is the batch axis or
-            its size is unknown, or a mask arrives in training.
+        ValueError: if `ghost_batch_size` is not a positive integer, if `axis` is the batch axis, if
+            the size of the feature axis is unknown, or if the inputs have a mask in training.
 
     Example:
     >>> layer = GhostBatchNormalization(ghost_batch_size=32)
@@ -100,7 +102,7 @@ class GhostBatchNormalization(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        """Create the weights for features on `axis` of `input_shape`."""
+        """Create the weights for the features on `axis` of `input_shape`."""
         self.compute_output_shape(input_shape)
         features = input_shape[self.axis]
         if features is None:
@@ -118,22 +120,22 @@ class GhostBatchNormalization(keras.layers.Layer):
             constraint = getattr(self, f"{name}_constraint")
             return add(name, regularizer=regularizer, constraint=constraint)
 
-        # Keras' own order of weights: those of a BatchNormalization can be copied over.
+        # The order of Keras, so that the weights of a BatchNormalization can be copied.
         self.gamma = add_trained("gamma") if self.scale else None
         self.beta = add_trained("beta") if self.center else None
-        # Their mean over the replicas keeps the replicas equal.
+        # The mean over the replicas keeps the replicas equal.
         self.moving_mean = add("moving_mean", trainable=False, aggregation="mean")
         self.moving_variance = add("moving_variance", trainable=False, aggregation="mean")
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes={self.axis: features})
 
     def ghost_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of the ghost that each example belongs to.
+        """Mean and biased variance of each example's ghost batch.
 
         Args:
             x: inputs, B examples.
 
         Returns:
-            Tuple `(mean, variance)`, each of shape (B, C), float32 or, for float64 inputs, float64.
+            Tuple `(mean, variance)`, each of shape (B, C), float32 (float64 for float64 inputs).
         """
         ghosts, _, mean, variance = self._moments(_as_statistics(x))
         return ghosts.spread(mean), ghosts.spread(variance)
@@ -153,10 +155,10 @@ class GhostBatchNormalization(keras.layers.Layer):
         return deviation * self._broadcast(ops.rsqrt(variance + self.epsilon), x)
 
     def scale_and_shift(self, normalized: Tensor) -> Tensor:
-        """Multiply what `normalize` returned by `gamma` and add `beta`.
+        """Multiply by `gamma` and add `beta`.
 
         Args:
-            normalized: tensor of the shape of the inputs.
+            normalized: output of `normalize`, of the shape of the inputs.
 
         Returns:
             Tensor of the same shape, in the compute dtype.
@@ -174,9 +176,9 @@ class GhostBatchNormalization(keras.layers.Layer):
         in_ghosts = training and self.trainable
         if in_ghosts and mask is not None:
             raise ValueError(
-                f"The inputs of {self.name!r} have a mask, and ghost statistics over a part of the "
-                "positions are not supported. Drop the mask before this layer, or use "
-                f"keras.layers.BatchNormalization. Received: mask of shape {tuple(mask.shape)}"
+                f"The inputs of {self.name!r} must not have a mask in training: ghost statistics "
+                f"take all positions. Received: mask of shape {tuple(mask.shape)}. Drop the mask "
+                "before this layer, or use keras.layers.BatchNormalization."
             )
         if in_ghosts:
             ghosts, deviation, mean, variance = self._moments(x)
@@ -193,7 +195,7 @@ class GhostBatchNormalization(keras.layers.Layer):
         return self._shift(scaled)
 
     def _moments(self, x):
-        """The ghosts, the deviations from their means, their means and variances (G, C)."""
+        """The ghost batches, the deviations from their means, and means and variances (G, C)."""
         feature_axis = self.axis % len(x.shape)
         axes = [axis for axis in range(1, len(x.shape)) if axis != feature_axis]
         ghosts = Ghosts(ops.shape(x)[0], self.ghost_batch_size, large=not axes)
@@ -202,12 +204,12 @@ class GhostBatchNormalization(keras.layers.Layer):
             return ghosts.mean(ops.mean(values, axis=axes) if axes else values)
 
         mean = mean_over_ghosts(x)
-        # The mean first, so that a large one does not cancel the digits of the variance.
+        # Subtract the mean before squaring: a large mean would cancel digits of the variance.
         deviation = self._deviation(x, ghosts.spread(mean)) if axes else ghosts.add(x, -mean)
         return ghosts, deviation, mean, mean_over_ghosts(ops.square(deviation))
 
     def _deviation(self, x, mean):
-        # The negative is taken where it is small: `x - mean` would negate the whole gradient of x.
+        # Negates the small array: the gradient of `x - mean` would negate an array as large as x.
         return x + self._broadcast(-mean, x)
 
     def _scale(self, variance):
@@ -220,10 +222,10 @@ class GhostBatchNormalization(keras.layers.Layer):
         return ops.cast(x, self.compute_dtype)
 
     def _update_moving_statistics(self, ghosts, mean, variance):
-        """One update for each ghost in turn: m^G μ + Σ_i (1 - m) m^(G-1-i) μ_i."""
+        """One update per ghost batch, in sequence: m^G μ + Σ_i (1 - m) m^(G-1-i) μ_i."""
         momentum = ops.convert_to_tensor(self.momentum, mean.dtype)
         later = ops.cast(ghosts.count - 1 - ops.arange(ghosts.count), mean.dtype)
-        # An empty batch, on a replica that the last batch did not reach, counts for nothing.
+        # A replica without examples of the last batch has an empty ghost batch: weight 0.
         weights = (1 - momentum) * momentum**later * ops.cast(ghosts.sizes > 0, mean.dtype)
         for moving, values in ((self.moving_mean, mean), (self.moving_variance, variance)):
             update = ops.sum(weights[:, None] * values, axis=0)
@@ -231,7 +233,7 @@ class GhostBatchNormalization(keras.layers.Layer):
             moving.assign(ops.cast(old + update, moving.dtype))
 
     def _broadcast(self, values, x):
-        """(B, C) or (C,) to the shape that broadcasts against `x`."""
+        """Reshape (B, C) or (C,) so that it broadcasts against `x`."""
         shape = [1] * len(x.shape)
         shape[self.axis] = values.shape[-1]
         if len(values.shape) == 2:
@@ -268,17 +270,17 @@ def _check(ghost_batch_size, axis):
     is_integer = isinstance(ghost_batch_size, numbers.Integral)
     if not is_integer or isinstance(ghost_batch_size, bool) or ghost_batch_size < 1:
         raise ValueError(
-            "`ghost_batch_size` must be a positive integer, the number of examples that are "
-            f"normalised together. Received: ghost_batch_size={ghost_batch_size!r}"
+            "`ghost_batch_size` must be a positive integer, the number of examples in a ghost "
+            f"batch. Received: ghost_batch_size={ghost_batch_size!r}"
         )
     if not isinstance(axis, numbers.Integral) or axis == 0:
         raise ValueError(
-            "`axis` must be an integer, the feature axis (-1, or 1 for channels first), and "
-            f"not the batch axis 0. Received: axis={axis!r}"
+            "`axis` must be an integer: the feature axis (-1, or 1 for channels first), not the "
+            f"batch axis 0. Received: axis={axis!r}"
         )
 
 
 def _as_statistics(x):
-    """`x` as float64 if it is that, as float32 otherwise."""
+    """`x` as float64 if it is float64, otherwise as float32."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     return ops.cast(x, "float64" if dtype == "float64" else "float32")

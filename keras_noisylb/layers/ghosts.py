@@ -1,21 +1,21 @@
-"""A batch cut into ghost batches, and the arithmetic between the two."""
+"""Division of a batch into ghost batches, and sums and broadcasts between the two."""
 
 import contextlib
 import threading
 
 from keras import ops
 
-_active = threading.local()  # replicas of a distribution strategy run in threads of their own
+_active = threading.local()  # each replica of a distribution strategy runs in its own thread
 
 
 @contextlib.contextmanager
 def part_of_batch(batch, start, rows):
-    """Within the context, layers see consecutive rows of a batch and keep the batch's ghosts.
+    """Context in which layers process consecutive rows of a batch with the whole batch's ghosts.
 
     Args:
         batch: number of examples of the whole batch.
-        start: the first row that is seen. It begins a ghost, and the last row ends one.
-        rows: number of rows that are seen.
+        start: the first row, which must be the first of a ghost.
+        rows: number of rows; the last row must be the last of a ghost.
 
     Yields:
         Nothing.
@@ -25,7 +25,7 @@ def part_of_batch(batch, start, rows):
 
 
 def whole_batch():
-    """A context within which layers see a whole batch, whatever context it stands in."""
+    """Context in which layers process a whole batch; it overrides an outer context."""
     return _within(None)
 
 
@@ -39,36 +39,36 @@ def _within(part):
 
 
 def _part(rows):
-    """The whole batch and the first of the `rows` that a layer sees of it."""
+    """The size of the whole batch, and the index of the first of the layer's `rows` in it."""
     part = getattr(_active, "part", None)
     if part is None:
         return rows, 0
     batch, start, expected = part
     if isinstance(rows, int) and isinstance(expected, int) and rows != expected:
         raise ValueError(
-            "A batch that is computed in chunks keeps its ghost batches only where the first axis "
-            "of a GhostBatchNormalization's inputs is that of the examples. Received: inputs with "
-            f"{rows} rows for a chunk of {expected} examples. Use no num_microbatches, and an "
-            'estimator other than "split", or keep the axis of the examples apart.'
+            "If a batch is computed in microbatches, the first axis of a GhostBatchNormalization's "
+            f"inputs must be the examples. Received: inputs with {rows} rows for {expected} "
+            "examples. Leave num_microbatches out and use an estimator other than "
+            '"split", or do not merge other axes into the first one.'
         )
     return batch, start
 
 
 class Ghosts:
-    """A batch of B examples cut into G ghosts, example i belonging to ghost i * G // B.
+    """A batch of B examples divided into G ghosts; example i belongs to ghost i * G // B.
 
-    Within `part_of_batch` it is those rows of the whole batch, with its ghosts.
+    Within `part_of_batch` the B examples are rows of a larger batch and keep its ghosts.
 
-    Every operation's gradient is made of these operations again: that spares the scatter which
-    differentiating a gather would cost, keeps branches out of the tape, and holds for derivatives
-    of any order.
+    The gradients of the operations are composed of the same operations. This avoids the scatter
+    operation that differentiates a gather, keeps branches out of the tape, and works for
+    derivatives of any order.
 
     Args:
         batch: number of examples, an integer or a scalar tensor; it may be 0.
         ghost_batch_size: number of examples in a ghost.
-        large: whether the arrays (B, C) are as large as the layer's inputs. Where the ghosts are
-            equal, such arrays are then read as (G, B / G, C), which needs no array of what each
-            example takes from its ghost. For small ones, the time to trace this would not pay.
+        large: whether the arrays (B, C) are as large as the layer's inputs. If so, and the ghosts
+            have equal sizes, arrays are reshaped to (G, B / G, C), so that ghost values are not
+            copied for each example. For small arrays this does not repay the time of tracing.
     """
 
     def __init__(self, batch, ghost_batch_size, large):
@@ -102,7 +102,7 @@ class Ghosts:
         return ops.custom_gradient(choose)(per_example)
 
     def spread(self, per_ghost):
-        """Hand each example what its ghost has, (G, C) to (B, C)."""
+        """Copy the values of each ghost to its examples, (G, C) to (B, C)."""
         return ops.custom_gradient(lambda values: (ops.take(values, self.index, axis=0), self.sum))(
             per_ghost
         )
@@ -147,6 +147,6 @@ class Ghosts:
         )
 
     def _rows(self, values):
-        # Sizes that are possible in any case: XLA compiles this branch even if it is not taken.
+        # XLA compiles this branch even if it is not taken, so the sizes must always be valid.
         count = ops.where(self.equal, self.count, 1)
         return ops.reshape(values, (count, self.batch // count, values.shape[-1]))

@@ -1,4 +1,4 @@
-"""Replaces the batch normalisation of a model by ghost batch normalisation."""
+"""Replaces a model's batch normalisation with ghost batch normalisation."""
 
 import warnings
 
@@ -10,20 +10,22 @@ from keras_noisylb.layers.ghost_batch_norm import GhostBatchNormalization
 def replace_batch_norm(model: keras.Model, ghost_batch_size: int) -> keras.Model:
     """A copy of `model` with ghost batch normalisation in place of batch normalisation.
 
-    Every `keras.layers.BatchNormalization` becomes a `GhostBatchNormalization` of the same name,
-    configuration and weights. Its momentum then counts ghosts, not batches.
+    Every `keras.layers.BatchNormalization` becomes a `GhostBatchNormalization` with the same name,
+    configuration and weights. Its momentum is then applied once per ghost batch, not once per
+    batch.
 
     Args:
-        model: a Sequential or Functional model; such models nested in it are treated too.
-        ghost_batch_size: number of examples that are normalised together.
+        model: a Sequential or Functional model; Sequential and Functional models nested in it are
+            converted too.
+        ghost_batch_size: number of examples in a ghost batch.
 
     Returns:
-        A new model; `model` stays as it is. Warns where there was nothing to replace.
+        A new model; `model` is not changed. Warns if `model` has no batch normalisation.
 
     Raises:
-        ValueError: if layers are decided by code that cannot be copied (subclassed models), or if a
-            batch normalisation cannot be replaced (inside a wrapper, a subclass, `renorm`,
-            `synchronized`).
+        ValueError: if the model cannot be copied layer by layer (subclassed models), or if a batch
+            normalisation cannot be replaced (inside a wrapper or a subclassed layer, a subclass,
+            `renorm`, `synchronized`).
 
     Example:
     ```python
@@ -52,11 +54,11 @@ def replace_batch_norm(model: keras.Model, ghost_batch_size: int) -> keras.Model
         copy.set_weights(model.get_weights())
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The {type(model).__name__} {model.name!r} cannot be copied layer by layer. In "
-            "subclassed models and layers write GhostBatchNormalization where their code has "
-            f"BatchNormalization. Keras says: {error}"
+            f"The {type(model).__name__} {model.name!r} cannot be copied layer by layer. In the "
+            "code of subclassed models and layers, replace BatchNormalization with "
+            f"GhostBatchNormalization. Keras says: {error}"
         ) from error
-    # Not public, but nothing public finds the layers inside wrappers and subclassed layers.
+    # Private, but no public method finds the layers inside wrappers and subclassed layers.
     missed = [
         layer.name
         for layer in copy._flatten_layers()
@@ -65,8 +67,8 @@ def replace_batch_norm(model: keras.Model, ghost_batch_size: int) -> keras.Model
     if missed:
         raise ValueError(
             f"These batch normalisations of {model.name!r} cannot be replaced: "
-            f"{', '.join(missed)}. They stand inside a wrapper or a subclassed layer, are of a "
-            "subclass, or use `renorm` or `synchronized`. Write GhostBatchNormalization there."
+            f"{', '.join(missed)}. They are inside a wrapper or a subclassed layer, belong to a "
+            "subclass, or use `renorm` or `synchronized`. Use GhostBatchNormalization there."
         )
     if not replaced:
         warnings.warn(f"{model.name!r} has no batch normalisation to replace.", stacklevel=2)

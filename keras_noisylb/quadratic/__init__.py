@@ -1,4 +1,4 @@
-"""The convex quadratic of section 4 and A.2: simulation beside exact moments, in float64 NumPy."""
+"""The convex quadratic of section 4 and A.2: simulation and exact moments, in float64 NumPy."""
 
 from keras_noisylb.quadratic.bounds import (
     ConvergenceBound,

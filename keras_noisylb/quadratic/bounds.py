@@ -1,4 +1,4 @@
-"""Theorem 4.1: its step sizes, its bound, and what the bound leaves out."""
+"""Theorem 4.1: step sizes and bound, a tighter bound, and the exact rate."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from keras_noisylb.quadratic.problem import Quadratic
 class ConvergenceBound:
     """E[L(θ_k)] ≤ ν / (k + γ) for the step sizes α_k = 2 / ((k + γ) λ_min), k = 0, 1, ...
 
-    `theorem_bound` and `variance_bound` make one; calling it with k gives the bound.
+    `theorem_bound` and `variance_bound` create one. Calling it with k returns the bound.
 
     Args:
         nu: ν.
@@ -34,10 +34,10 @@ class ConvergenceBound:
         return 2 / ((k + self.gamma) * self.smallest_eigenvalue)
 
     def steps_to_reach(self, loss: float) -> int:
-        """Smallest k at which the bound is at most `loss` > 0: Table 1, predicted."""
+        """Smallest k at which the bound is at most `loss` > 0: the prediction of Table 1."""
         if not loss > 0:
             raise ValueError(
-                f"`loss` must be positive: the bound never is 0. Received: loss={loss}"
+                f"`loss` must be positive: the bound is never 0. Received: loss={loss}"
             )
         return max(0, math.ceil(self.nu / loss - self.gamma))
 
@@ -47,13 +47,13 @@ def theorem_bound(
 ) -> ConvergenceBound:
     """The bound of Theorem 4.1: ν = max(2 Tr(Cᵀ A C) / λ_min², γ L(θ_0)).
 
-    The theorem asks for α_k ≤ 1 / λ_max; its proof needs that from k = 0 on, with α_0 the
-    schedule's own 2 / (γ λ_min): hence γ ≥ 2 λ_max / λ_min (Wen et al. 2020, A.1).
+    The theorem requires α_k ≤ 1 / λ_max from k = 0 on. The schedule has α_0 = 2 / (γ λ_min), so
+    γ must be at least 2 λ_max / λ_min (Wen et al. 2020, A.1).
 
     Args:
         quadratic: `Quadratic`.
         start: θ_0, shape (d,).
-        gamma: γ; the smallest allowed unless given.
+        gamma: γ; by default the smallest allowed value.
 
     Returns:
         `ConvergenceBound`.
@@ -85,15 +85,16 @@ def variance_bound(
 ) -> ConvergenceBound:
     """A bound by the total variance: ν = Σ_i max(2 r_i v_i / ((2 r_i - 1) λ_min), γ L_i(θ_0)).
 
-    Theorem 4.1's induction, along one eigenvector p_i of A at a time: r_i = λ_i / λ_min, v_i is
-    the variance of the noise along p_i and L_i = ½ λ_i (p_iᵀ θ)². So ν ≤ 2 Tr(C Cᵀ) / λ_min +
-    γ L(θ_0), without the condition number that Tr(Cᵀ A C) / λ_min² can hide. Conditions and step
-    sizes are the theorem's. `docs/quadratic.md` has the proof.
+    It applies the induction of Theorem 4.1 along each eigenvector p_i of A: r_i = λ_i / λ_min, v_i
+    is the variance of the noise along p_i, and L_i = ½ λ_i (p_iᵀ θ)². Therefore
+    ν ≤ 2 Tr(C Cᵀ) / λ_min + γ L(θ_0), which does not contain the condition number; the theorem's
+    Tr(Cᵀ A C) / λ_min² can contain it. Conditions and step sizes are those of the theorem.
+    `docs/quadratic.md` has the proof.
 
     Args:
         quadratic: `Quadratic`.
         start: θ_0, shape (d,).
-        gamma: γ; the smallest allowed unless given.
+        gamma: γ; by default the smallest allowed value.
 
     Returns:
         `ConvergenceBound`.
@@ -111,11 +112,11 @@ def variance_bound(
 
 
 def rate_constant(quadratic: Quadratic) -> float:
-    """Limit of (k + γ) E[L(θ_k)] under the theorem's step sizes, whatever γ and θ_0 are.
+    """Limit of (k + γ) E[L(θ_k)] for the theorem's step sizes and any γ and θ_0.
 
-    It is (2 / λ_min) Σ_i v_i λ_i / (4 λ_i - λ_min), v_i being the variance of the noise along
-    eigenvector i of A: between 1/2 and 2/3 of Tr(C Cᵀ) / λ_min, whatever the structure of C. A
-    small ε is reached after about `rate_constant(quadratic) / ε` updates.
+    It equals (2 / λ_min) Σ_i v_i λ_i / (4 λ_i - λ_min), where v_i is the variance of the noise
+    along eigenvector i of A. It is between 1/2 and 2/3 of Tr(C Cᵀ) / λ_min for every structure of
+    C. A small loss ε is reached after about `rate_constant(quadratic) / ε` updates.
 
     Args:
         quadratic: `Quadratic`.
@@ -135,6 +136,6 @@ def _check_gamma(quadratic, gamma):
     if not smallest_gamma * (1 - 1e-12) <= gamma < math.inf:
         raise ValueError(
             f"`gamma` must be finite and at least 2 λ_max / λ_min = {smallest_gamma:.6g}, so that "
-            f"no step size exceeds 1 / λ_max; leave it out for that. Received: gamma={gamma}"
+            f"no step size exceeds 1 / λ_max. Received: gamma={gamma}. Leave it out for this value."
         )
     return float(gamma)

@@ -31,11 +31,12 @@ def diffusion_mean(quadratic: Quadratic, time: ArrayLike, start: ArrayLike) -> n
 def diffusion_covariance(quadratic: Quadratic, time: ArrayLike, step_size: float) -> np.ndarray:
     """Σ(t) = α ∫_0^t e^{-A u} C Cᵀ e^{-A u} du, the covariance of θ(t) (Wen et al. 2020, Eq. 17).
 
-    It solves the Lyapunov equation dΣ/dt = -(A Σ + Σ A) + α C Cᵀ, Σ(0) = 0; the integral is done
-    entry by entry in the eigenbasis of A. `numpy.linalg.slogdet` gives the determinants of A.2.
+    It solves the Lyapunov equation dΣ/dt = -(A Σ + Σ A) + α C Cᵀ with Σ(0) = 0. The integral is
+    computed entry by entry in the eigenbasis of A. `numpy.linalg.slogdet` of the result gives the
+    determinants of A.2.
 
-    To simulate the equation by Euler's scheme with time step h, give √(α / h) C to `Quadratic` and
-    h to `simulate`; h = α is Eq. 2 itself.
+    To simulate the equation with Euler's scheme and time step h, pass √(α / h) C to `Quadratic` and
+    the step size h to `simulate`. With h = α this is Eq. 2.
 
     Args:
         quadratic: `Quadratic`.
@@ -69,8 +70,8 @@ def squared_hellinger(
 ) -> float:
     """Squared Hellinger distance between two Gaussians, in [0, 1] (Wen et al. 2020, Eq. 18).
 
-    H² = 1 - |Σ|^¼ |Σ'|^¼ |S|^-½ exp(-⅛ (μ - μ')ᵀ S⁻¹ (μ - μ')) with S = (Σ + Σ') / 2: one minus
-    ∫ √(p q), which is half of ∫ (√p - √q)².
+    H² = 1 - |Σ|^¼ |Σ'|^¼ |S|^-½ exp(-⅛ (μ - μ')ᵀ S⁻¹ (μ - μ')) with S = (Σ + Σ') / 2. For densities
+    p and q, H² = 1 - ∫ √(p q) = ½ ∫ (√p - √q)².
 
     Args:
         mean: μ, shape (d,).
@@ -101,13 +102,14 @@ def squared_hellinger(
 
 
 def uniform_stability(gaussians: Iterable[tuple[ArrayLike, ArrayLike]]) -> float:
-    """The stability bound of Eq. 16: the largest √H² among the laws of θ for several data sets.
+    """The stability bound of Eq. 16: the largest distance H between distributions of θ.
 
-    The expectations of a loss with values in [0, R] under any two of these laws differ by at most
-    √2 R times that.
+    Each data set gives one distribution. H is the square root of `squared_hellinger`. For a loss
+    with values in [0, R], the expectations under any two of the distributions differ by at most
+    √2 R H.
 
     Args:
-        gaussians: list of pairs (mean, covariance), one per data set.
+        gaussians: pairs (mean, covariance), one for each data set.
 
     Returns:
         Float.
@@ -124,8 +126,8 @@ def _log_determinant(covariance):
         return 2 * np.sum(np.log(np.diagonal(np.linalg.cholesky(covariance))))
     except np.linalg.LinAlgError:
         raise ValueError(
-            "A covariance must be positive definite; without noise or at time 0 there is no "
-            f"density to compare. Received: {covariance.tolist()}"
+            "A covariance must be positive definite. Received: "
+            f"{covariance.tolist()}. Without noise, and at time 0, θ has no density to compare."
         ) from None
 
 

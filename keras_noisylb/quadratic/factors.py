@@ -23,7 +23,7 @@ def noise_factor(fisher: ArrayLike, structure: Structure, multiplier: float = 1.
         Array of shape (d, d).
 
     Raises:
-        ValueError: if `fisher` is not such a matrix or `structure` has another value.
+        ValueError: if `fisher` is not symmetric positive semi-definite, or `structure` is unknown.
 
     Example:
     >>> noise_factor([[4.0, 1.0], [1.0, 9.0]], "diagonal").tolist()
@@ -33,8 +33,8 @@ def noise_factor(fisher: ArrayLike, structure: Structure, multiplier: float = 1.
     values, basis = np.linalg.eigh(matrix)
     if values[0] < -1e-10 * abs(values[-1]):
         raise ValueError(
-            "`fisher` must be positive semi-definite, as a mean of g gᵀ is. Received the "
-            f"eigenvalue {values[0]:.3g}"
+            "`fisher` must be positive semi-definite, like a mean of g gᵀ. Received: a matrix with "
+            f"the eigenvalue {values[0]:.3g}"
         )
     if structure == "full":
         return multiplier * (basis * np.sqrt(np.maximum(values, 0))) @ basis.T
@@ -52,11 +52,11 @@ def noise_factor(fisher: ArrayLike, structure: Structure, multiplier: float = 1.
 
 
 def symmetric(name, matrix):
-    """Check a symmetric matrix.
+    """Check that a matrix is symmetric.
 
     Args:
-        name: the argument's name.
-        matrix: what was received.
+        name: name of the argument.
+        matrix: the received value.
 
     Returns:
         A float64 copy, shape (d, d).
@@ -69,7 +69,7 @@ def symmetric(name, matrix):
     finite = square and np.isfinite(matrix).all()
     if not finite or np.max(np.abs(matrix - matrix.T)) > 1e-10 * np.max(np.abs(matrix)):
         raise ValueError(
-            f"`{name}` must be a finite symmetric matrix, shape (d, d); (X + Xᵀ) / 2 is the "
-            f"symmetric part of X. Received: shape {matrix.shape}"
+            f"`{name}` must be a finite symmetric matrix of shape (d, d). Received: shape "
+            f"{matrix.shape}. (X + Xᵀ) / 2 is the symmetric part of X."
         )
     return matrix

@@ -1,4 +1,4 @@
-"""A quadratic loss with gradient noise: simulated, and its moments exactly."""
+"""Noisy gradient descent on a quadratic loss: simulation and exact moments."""
 
 import dataclasses
 import itertools
@@ -19,9 +19,9 @@ StepSize = float | Callable[[int], float]
 class Quadratic:
     """L(θ) = ½ θᵀ A θ, minimised with noisy gradients: θ ← θ - α A θ + α C ξ.
 
-    Equation 2 of Wen et al. 2020 in the setting of their section 4. ξ has mean 0, covariance I
-    and is independent from step to step. Methods that take a `step_size` accept a number or a
-    function `k -> α_k`, k = 0, 1, ... being the number of updates made before.
+    Equation 2 of Wen et al. 2020 in the setting of their section 4. ξ has mean 0 and covariance I,
+    and is independent from step to step. A `step_size` is a number or a function `k -> α_k`, where
+    k = 0, 1, ... is the number of previous updates.
 
     Args:
         hessian: A, shape (d, d), symmetric and positive definite.
@@ -32,7 +32,7 @@ class Quadratic:
         eigenvectors: of A, one per column, shape (d, d).
 
     Raises:
-        ValueError: if a matrix has another shape, or `hessian` is not symmetric positive definite.
+        ValueError: if the shapes do not match, or `hessian` is not symmetric positive definite.
 
     Example:
     >>> from keras_noisylb.quadratic import noise_factor
@@ -55,15 +55,15 @@ class Quadratic:
         eigenvalues, eigenvectors = np.linalg.eigh(matrix)
         if not eigenvalues[0] > len(matrix) * np.finfo("float64").eps * eigenvalues[-1]:
             raise ValueError(
-                "`hessian` must be positive definite; add a multiple of the identity if it is "
-                f"only semi-definite. Received eigenvalues from {eigenvalues[0]:.3g} to "
-                f"{eigenvalues[-1]:.3g}"
+                "`hessian` must be positive definite. Received: eigenvalues from "
+                f"{eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}. If it is semi-definite, add a "
+                "multiple of the identity."
             )
         factor = np.array(noise_factor, dtype="float64")
         if factor.ndim != 2 or len(factor) != len(matrix) or not np.isfinite(factor).all():
             raise ValueError(
-                f"`noise_factor` must be a finite matrix with {len(matrix)} rows, as `hessian` "
-                f"has; `numpy.eye` or `noise_factor()` make one. Received: shape {factor.shape}"
+                f"`noise_factor` must be a finite matrix with {len(matrix)} rows, like `hessian`. "
+                f"Received: shape {factor.shape}. `numpy.eye` and `noise_factor()` create one."
             )
         for name, array in [
             ("hessian", matrix),
@@ -85,7 +85,7 @@ class Quadratic:
         return np.sum((self.eigenvectors.T @ self.noise_factor) ** 2, axis=1)
 
     def loss(self, theta: ArrayLike) -> Any:
-        """L(θ) of points of shape (..., d), an array of shape (...)."""
+        """L(θ) of points of shape (..., d), as an array of shape (...)."""
         theta = np.asarray(theta, dtype="float64")
         return 0.5 * np.sum((theta @ self.hessian) * theta, axis=-1)
 
@@ -100,23 +100,23 @@ class Quadratic:
         seed: int | None = None,
         draw: Callable[..., np.ndarray] = np.random.Generator.normal,
     ) -> np.ndarray:
-        """Run the algorithm several times, independently.
+        """Run the algorithm in several independent runs.
 
         Args:
             start: θ_0, shape (d,).
             steps: number of updates.
             step_size: α, a number or a function `k -> α_k`.
             runs: number of independent runs.
-            every: keep the parameters after each `every` updates.
+            every: number of updates between two recorded points.
             seed: seed of `numpy.random.default_rng`.
-            draw: function `generator, size=shape -> ξ` of independent numbers with mean 0 and
-                variance 1; Gaussian unless given.
+            draw: function `generator, size=shape -> ξ` that returns independent numbers with mean 0
+                and variance 1; Gaussian by default.
 
         Returns:
-            Array of shape (1 + steps // every, runs, d) that begins with `start`.
+            Array of shape (1 + steps // every, runs, d). The first point is `start`.
 
         Raises:
-            ValueError: for a bad start, count or step size.
+            ValueError: if the start, a count or a step size is invalid.
         """
         _check_counts(0, steps=steps)
         _check_counts(1, runs=runs, every=every)
@@ -146,7 +146,7 @@ class Quadratic:
             Arrays of shapes (steps + 1, d) and (steps + 1, d, d).
 
         Raises:
-            ValueError: for a bad start, count or step size.
+            ValueError: if the start, a count or a step size is invalid.
         """
         _check_counts(0, steps=steps)
         means = [self.check_start(start)]
@@ -159,10 +159,10 @@ class Quadratic:
         return np.stack(means), np.stack(covariances)
 
     def expected_losses(self, start: ArrayLike, steps: int, step_size: StepSize) -> np.ndarray:
-        """Exact E[L(θ_k)], k = 0, ..., `steps`, an array of shape (steps + 1,).
+        """Exact E[L(θ_k)], k = 0, ..., `steps`.
 
-        Along eigenvector p_i, s = E[(p_iᵀ θ)²] obeys s ← (1 - α λ_i)² s + α² p_iᵀ C Cᵀ p_i, and
-        E[L] = ½ Σ λ_i s_i: the noise enters through `noise_variances` alone.
+        Along eigenvector p_i, s_i = E[(p_iᵀ θ)²] follows s_i ← (1 - α λ_i)² s_i + α² p_iᵀ C Cᵀ p_i,
+        and E[L] = ½ Σ λ_i s_i. The noise enters only through `noise_variances`.
 
         Args:
             start: θ_0, shape (d,).
@@ -173,7 +173,7 @@ class Quadratic:
             Array of shape (steps + 1,).
 
         Raises:
-            ValueError: for a bad start, count or step size.
+            ValueError: if the start, a count or a step size is invalid.
         """
         _check_counts(0, steps=steps)
         return np.array(list(itertools.islice(self._losses(start, step_size), steps + 1)))
@@ -181,19 +181,20 @@ class Quadratic:
     def steps_to_reach(
         self, loss: float, start: ArrayLike, step_size: StepSize, max_steps: int = 1_000_000
     ) -> int:
-        """Number of updates after which E[L(θ_k)] is first at most `loss`: Table 1, measured.
+        """Smallest k at which E[L(θ_k)] is at most `loss`: the measurement of Table 1.
 
         Args:
             loss: ε.
             start: θ_0, shape (d,).
             step_size: α, a number or a function `k -> α_k`.
-            max_steps: where to give up.
+            max_steps: largest number of updates.
 
         Returns:
             Integer.
 
         Raises:
-            ValueError: for a bad start, count or step size, or if `max_steps` do not suffice.
+            ValueError: if the start, a count or a step size is invalid, or if the loss is not
+                reached within `max_steps` updates.
         """
         _check_counts(0, max_steps=max_steps)
         losses = itertools.islice(self._losses(start, step_size), max_steps + 1)
@@ -202,14 +203,14 @@ class Quadratic:
                 return k
         raise ValueError(
             f"The expected loss does not reach {loss} in max_steps={max_steps} updates: it is "
-            f"{expected:.3g} then. Give a larger `loss` or `max_steps`, or smaller step sizes"
+            f"{expected:.3g} then. Pass a larger `loss` or `max_steps`, or smaller step sizes."
         )
 
     def stationary_covariance(self, step_size: float, momentum: float = 0.0) -> np.ndarray:
         """Covariance of θ_k as k → ∞ at a constant step size.
 
-        It solves A S + S A - α A S A = α C Cᵀ; with momentum μ, v ← μ v - α (A θ - C ξ) and
-        θ ← θ + v, the equation of the pair (θ, v).
+        Without momentum S solves A S + S A - α A S A = α C Cᵀ. With momentum μ the updates are
+        v ← μ v - α (A θ - C ξ) and θ ← θ + v, and the Lyapunov equation of (θ, v) is solved.
 
         Args:
             step_size: α, below 2 (1 + μ) / λ_max.
@@ -219,8 +220,8 @@ class Quadratic:
             Array of shape (d, d).
 
         Raises:
-            ValueError: if the step size is not in (0, 2 (1 + μ) / λ_max), or the momentum not in
-                [0, 1).
+            ValueError: if the step size is not in (0, 2 (1 + μ) / λ_max), or the momentum is not
+                in [0, 1).
         """
         if not 0 <= momentum < 1:
             raise ValueError(
@@ -229,7 +230,7 @@ class Quadratic:
         bound = 2 * (1 + momentum) / self.eigenvalues[-1]
         if not 0 < step_size < bound:
             raise ValueError(
-                f"`step_size` must be in (0, 2 (1 + μ) / λ_max) = (0, {bound:.4g}): beyond, the "
+                f"`step_size` must be in (0, 2 (1 + μ) / λ_max) = (0, {bound:.4g}): outside, the "
                 f"parameters diverge. Received: step_size={step_size}"
             )
         if momentum:
@@ -253,7 +254,7 @@ class Quadratic:
         return basis @ (factors * (basis.T @ self.noise_covariance @ basis)) @ basis.T
 
     def check_start(self, start: ArrayLike) -> np.ndarray:
-        """The start as a float64 array of shape (d,), or a ValueError."""
+        """The start as a float64 array of shape (d,); a ValueError if it is invalid."""
         array = np.array(start, dtype="float64")
         if array.shape != (len(self.hessian),) or not np.isfinite(array).all():
             raise ValueError(
@@ -275,8 +276,8 @@ def _step_sizes(step_size):
         alpha = step_size(k) if callable(step_size) else step_size
         if not (alpha >= 0 and math.isfinite(alpha)):
             raise ValueError(
-                "A step size must be finite and not negative: give a number or a function of k. "
-                f"Received: {alpha} at k={k}"
+                "A step size must be finite and not negative. Received: "
+                f"{alpha} at k={k}. Pass a number or a function of k."
             )
         yield alpha
 

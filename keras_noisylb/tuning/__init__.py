@@ -1,11 +1,11 @@
-"""Hyperparameter search with KerasTuner: `pip install 'keras-noisylb[tuner]'`."""
+"""Hyperparameter search with KerasTuner (extra `tuner`)."""
 
 try:
     import keras_tuner  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "keras_noisylb.tuning needs KerasTuner, which is not installed: "
-        "pip install 'keras-noisylb[tuner]'"
+        "keras_noisylb.tuning needs KerasTuner, which is not installed. In the clone of "
+        "keras_noisylb run: pip install -e '.[tuner]'"
     ) from error
 
 from keras_noisylb.tuning.grid import GridSearch

@@ -1,4 +1,4 @@
-"""The arguments of a search: refused, or made into those of each training."""
+"""Checks the arguments of a search and prepares those of each training."""
 
 import copy
 import itertools
@@ -10,15 +10,16 @@ import keras_tuner
 
 
 def refuse(x, callbacks, fit_args):
-    """End a search that would silently be another one than it says.
+    """Reject arguments that would silently change the search.
 
     Args:
-        x: as `NoisyHyperModel.fit` takes it.
-        callbacks: the same.
-        fit_args: its other arguments.
+        x: as in `NoisyHyperModel.fit`.
+        callbacks: as in `NoisyHyperModel.fit`.
+        fit_args: the other arguments of `NoisyHyperModel.fit`.
 
     Raises:
-        FatalValueError: the one that KerasTuner does not take for a failed trial.
+        FatalValueError: if there is such an argument. This type ends the search; KerasTuner treats
+            other errors as a failed trial.
     """
     tuner = next((c.tuner for c in callbacks if hasattr(c, "tuner")), None)
     if tuner is not None:
@@ -30,22 +31,23 @@ def refuse(x, callbacks, fit_args):
         }
         if names := [name for name, value in refused.items() if value]:
             raise keras_tuner.errors.FatalValueError(
-                "NoisyHyperModel has `loss`, `metrics` and `seeds` of its own, and its optimizer "
-                f"is SGD with noise. Received by the tuner: {', '.join(names)}. Leave them out."
+                "NoisyHyperModel sets loss, metrics and seeds, and its optimizer is SGD with "
+                f"noise. Received by the tuner: {', '.join(names)}. Leave them out."
             )
     if "batch_size" in fit_args:
         raise keras_tuner.errors.FatalValueError(
-            "The batch size is part of the space: NoisyHyperModel(large_batch_size=...). Received: "
-            f"search(batch_size={fit_args['batch_size']})"
+            "The batch size is part of the search space. Received: "
+            f"search(batch_size={fit_args['batch_size']}). Use "
+            "NoisyHyperModel(large_batch_size=...)."
         )
     if fit_args.get("validation_data") is None and not fit_args.get("validation_split"):
         raise keras_tuner.errors.FatalValueError(
-            "A trial is scored on data that it was not trained on: pass validation_data, taken "
-            "from the training set and not from the test set, or validation_split."
+            "A trial needs held-out data for its score: pass validation_split, or validation_data "
+            "taken from the training set, not from the test set."
         )
     if not callable(x) and not all(hasattr(a, "shape") for a in keras.tree.flatten(x)):
         raise keras_tuner.errors.FatalValueError(
-            "`x` must be arrays, or a function that makes the data for a batch size, such as "
+            "`x` must be arrays, or a function from the batch size to the data, such as "
             f"lambda batch_size: data.batches(x, y, batch_size). Received: {type(x).__name__}"
         )
 
@@ -55,13 +57,13 @@ def data_of(x, y, batch_size, validation_split):
 
     Args:
         x: arrays, or a function of the batch size.
-        y: labels, for arrays.
-        batch_size: examples in a batch.
-        validation_split: part of the arrays that `fit` holds out.
+        y: labels, if `x` is arrays.
+        batch_size: number of examples in a batch.
+        validation_split: fraction of the arrays that `fit` holds out.
 
     Returns:
-        The arguments of `fit`, the number of training examples (`None` if unknown), and that of
-        updates in an epoch.
+        The arguments of `fit`, the number of training examples (`None` if unknown), and the number
+        of updates per epoch.
     """
     if callable(x):
         data = x(batch_size)
@@ -71,17 +73,17 @@ def data_of(x, y, batch_size, validation_split):
 
 
 def callbacks_of_seeds(callbacks, seeds):
-    """One list of callbacks for each seed, with copies of the user's: they may have a state.
+    """One list of callbacks for each seed. User callbacks are copied, because they may have state.
 
     Args:
-        callbacks: the user's, then those that KerasTuner appends.
+        callbacks: the user's callbacks, then those that KerasTuner appends.
         seeds: the seeds.
 
     Returns:
-        Lists; KerasTuner's own callbacks are in all of them.
+        Lists of callbacks. KerasTuner's own callbacks are shared by all of them.
     """
 
-    def is_hparams(callback):  # notes the hyperparameters for TensorBoard, once
+    def is_hparams(callback):  # writes the hyperparameters for TensorBoard, needed once
         return type(callback).__module__.startswith("tensorboard")
 
     own = list(itertools.takewhile(lambda c: not (hasattr(c, "tuner") or is_hparams(c)), callbacks))

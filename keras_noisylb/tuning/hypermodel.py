@@ -1,4 +1,4 @@
-"""The hypermodel: what KerasTuner builds and trains in every trial."""
+"""The hypermodel that KerasTuner builds and trains in every trial."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -23,42 +23,44 @@ from keras_noisylb.types import Loss
 
 
 class NoisyHyperModel(keras_tuner.HyperModel):
-    """Search space of training with noise, around any model, for every KerasTuner tuner.
+    """Search space of training with noise, for any model and every KerasTuner tuner.
 
     A trial trains `NoisyModel(builder(hp))` with SGD, `WarmupStepDecay` and the noise of the trial;
-    without noise, the model itself. Warm-up, decays and the noise's end follow the trial's epochs.
+    without noise it trains the model itself. Warm-up, decays and the end of the noise scale with
+    the trial's number of epochs.
 
-    Each part of the space, from `noise` on, is a value (fixed), a list or tuple of choices, or a
-    function of `hp` such as `lambda hp: hp.Float("momentum", 0.5, 0.99)`. The parts of a noise
-    exist only in trials with a noise that has them. Their values can be used in `builder`:
+    Each dimension of the space, from `noise` on, is a fixed value, a list or tuple of choices, or a
+    function of `hp` such as `lambda hp: hp.Float("momentum", 0.5, 0.99)`. An argument of a noise is
+    a dimension only in trials with a noise that has this argument. `builder` can read the values:
     `hp.get("large_batch_size")`.
 
-    Every trial trains once for each of `seeds`, which fix initial weights, order of the data and
-    noise; the trial's score is the mean. `results` gives the single scores and their spread.
+    Every trial trains once per seed. A seed determines initial weights, order of the data and
+    noise. The trial's score is the mean over seeds; `results` returns the single scores and their
+    standard deviation.
 
     Args:
         builder: function `hp -> keras.Model`, not compiled (or a `NoisyModel`, to set its
             `num_microbatches`).
         loss: the loss, as in `compile`.
         metrics: the metrics, as in `compile`.
-        seeds: different integers from 0.
-        noise: of "none", "diagonal", "trace", "full", "kronecker", "isotropic", "multiplicative".
-            A function of `hp` must register it by the name "noise". Noises of your own, or with
-            other arguments, are a dictionary of names to functions `hp -> Noise`, in which
-            `"none": None` may stand; of the parts below they have `noise_fraction` alone.
-        estimator: of "per_example", "weighted", "split"; for "diagonal" and "trace".
-        small_batch_size: M_S, of the noises made of the Fisher.
-        multiplier: λ, of the noises made of the Fisher.
-        sigma: σ, of "isotropic" and "multiplicative".
-        noise_fraction: part of training after which the noise ends.
+        seeds: distinct non-negative integers.
+        noise: "none", "diagonal", "trace", "full", "kronecker", "isotropic" or "multiplicative". A
+            function of `hp` must register it under the name "noise". Custom noises, or noises with
+            other arguments, are a dictionary from names to functions `hp -> Noise`; it may contain
+            `"none": None`. Of the noise dimensions below, only `noise_fraction` applies to them.
+        estimator: "per_example", "weighted" or "split"; for "diagonal" and "trace".
+        small_batch_size: M_S, for the Fisher noises.
+        multiplier: λ, for the Fisher noises.
+        sigma: σ, for "isotropic" and "multiplicative".
+        noise_fraction: fraction of training after which the noise ends.
         large_batch_size: M_L, the batch size of `fit`.
-        learning_rate: the rate after warm-up.
-        warmup_fraction: part of training in which the rate rises linearly.
-        decay_factor: what the rate is multiplied by at 1/2 and at 3/4 of training.
-        momentum: of SGD.
+        learning_rate: learning rate after warm-up.
+        warmup_fraction: fraction of training in which the learning rate rises linearly.
+        decay_factor: factor of the learning rate at 1/2 and again at 3/4 of training.
+        momentum: momentum of SGD.
 
     Raises:
-        ValueError: if `seeds` are not different integers from 0.
+        ValueError: if `seeds` is empty or has duplicates.
 
     Example:
     ```python
@@ -94,7 +96,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         momentum: Part = (0.9, 0.0),
     ) -> None:
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"`seeds` must be one or more different integers. Received: {seeds}")
+            raise ValueError(f"`seeds` must be one or more distinct integers. Received: {seeds}")
         super().__init__()
         self.builder = builder
         self.loss = loss
@@ -115,7 +117,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         }
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """A compiled model with the first seed's weights; `fit` adds the schedule.
+        """A compiled model with the initial weights of the first seed; `fit` adds the schedule.
 
         Args:
             hp: the hyperparameters of a trial.
@@ -137,38 +139,38 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         initial_epoch: int = 0,
         **kwargs: Any,
     ) -> list[keras.callbacks.History]:
-        """Train once for every seed: `Tuner.search` calls it with its own arguments.
+        """Train once per seed; `Tuner.search` calls it with its own arguments.
 
-        Every training starts at epoch 0. Where Hyperband would go on from the checkpoint of a
-        shorter trial, a new model is trained instead: a schedule over 9 epochs does not continue
-        one over 3, whose rate has decayed and whose noise has ended.
+        Every training starts at epoch 0. Hyperband resumes longer trials from the checkpoint of a
+        shorter one; here a new model is trained instead. A schedule over 9 epochs cannot continue a
+        schedule over 3 epochs, which has already decayed the rate and ended the noise.
 
         Args:
             hp: the hyperparameters of the trial.
-            model: from `build`. It is trained with the first seed, if `initial_epoch` is 0.
-            x: training inputs as arrays, or a function of the batch size that gives data of known
+            model: from `build`. It is trained with the first seed if `initial_epoch` is 0.
+            x: training inputs as arrays, or a function of the batch size that returns data of known
                 length, such as `lambda batch_size: data.batches(x, y, batch_size)`.
-            y: labels, for arrays.
-            epochs: length of the training, which warm-up, decays and the noise's end follow.
-            callbacks: those of the user, copied for each seed, and KerasTuner's.
-            initial_epoch: what Hyperband passes.
+            y: labels, if `x` is arrays.
+            epochs: length of the training. Warm-up, decays and the end of the noise scale with it.
+            callbacks: the user's callbacks, copied for each seed, and KerasTuner's.
+            initial_epoch: the starting epoch that Hyperband passes.
             **kwargs: other arguments of `fit`: `validation_data` from the training set, or
                 `validation_split`.
 
         Returns:
-            One `History` for each seed. Its metrics stand there under their names, which KerasTuner
-            averages, and with `_seed_N` added, which it keeps in the trial.
+            One `History` per seed. It has each metric twice: under its own name, which KerasTuner
+            averages over seeds, and with `_seed_N` appended, which KerasTuner stores in the trial.
 
         Raises:
-            FatalValueError: for arguments that would change what is searched; it ends the search.
-            FailedTrialError: if values do not go together, or the training diverges: its accuracy
-                at an earlier epoch, or that of weights that are not numbers, is no score.
+            FatalValueError: for arguments that would change the search; it ends the search.
+            FailedTrialError: if the trial's values do not fit together, or if a training diverges.
+                The score of a diverged training, even at an earlier epoch, would be meaningless.
         """
         refuse(x, callbacks, kwargs)
         chosen = choose(self.space, hp)
         lists = callbacks_of_seeds(callbacks, self.seeds)
         histories = []
-        # The given model comes last: until then it holds neither momentum nor a traced step.
+        # The given model is trained last: until then it holds neither momentum nor a traced step.
         for number in reversed(range(len(self.seeds))):
             data, num_examples, steps = data_of(
                 x, y, chosen["large_batch_size"], kwargs.get("validation_split") or 0.0
@@ -182,7 +184,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
                 strategy=model.distribute_strategy,
                 updates=epochs * steps,
                 epochs=epochs,
-                callbacks=lists.pop(),  # not kept: they hold the model that they see
+                callbacks=lists.pop(),  # removed from the list: callbacks keep their model alive
                 **data,
                 **kwargs,
             )
@@ -199,7 +201,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
             self._compile(model, chosen, learning_rate_of(chosen, updates), seed)
         keras.utils.set_random_seed(seed)
         history = model.fit(callbacks=callbacks, **fit_args)
-        history.set_model(None)  # else the models of all seeds live until the trial ends
+        history.set_model(None)  # otherwise the models of all seeds live until the trial ends
         check_finite(history.history["loss"], seed)
         history.history |= {f"{name}_seed_{seed}": v for name, v in history.history.items()}
         return history
@@ -217,7 +219,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
             optimizer = NoisyOptimizer(
                 optimizer, noise, noise_fraction=chosen["noise_fraction"], seed=seed
             )
-        # A metric has a state: each model needs its own.
+        # A metric has state, so each model needs its own copy.
         metrics = [
             type(m).from_config(m.get_config()) if isinstance(m, keras.Metric) else m
             for m in self.metrics

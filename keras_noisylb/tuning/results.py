@@ -1,4 +1,4 @@
-"""What a search found, trial by trial, with every seed's score."""
+"""Results of a search: the score of each trial and seed."""
 
 import dataclasses
 import re
@@ -13,13 +13,13 @@ class TrialResult:
     """One trial of a search.
 
     Attributes:
-        trial_id: its name in KerasTuner.
-        status: "COMPLETED", "FAILED", or "RUNNING" where a search was interrupted.
-        score: the mean over the seeds of the objective at each one's best epoch, or `None`.
-        seed_scores: the objective of each seed.
-        std: their sample standard deviation, `None` for fewer than two seeds.
+        trial_id: name of the trial in KerasTuner.
+        status: "COMPLETED", "FAILED", or "RUNNING" if the search was interrupted.
+        score: mean over seeds of the objective at each seed's best epoch, or `None`.
+        seed_scores: objective of each seed at its best epoch.
+        std: sample standard deviation of `seed_scores`, `None` for fewer than two seeds.
         values: the hyperparameters.
-        reason: why it failed, or `None`.
+        reason: reason of the failure, or `None`.
     """
 
     trial_id: str
@@ -35,7 +35,7 @@ def results(tuner: keras_tuner.Tuner) -> list[TrialResult]:
     """The trials of a search over a `NoisyHyperModel`.
 
     Args:
-        tuner: any KerasTuner tuner, after `search` or reloaded.
+        tuner: any KerasTuner tuner, after `search` or after reloading.
 
     Returns:
         The completed trials, best first, then all others.
@@ -77,7 +77,7 @@ def _logs_of_seeds(trial):
 
 
 def _reason(trial):
-    if trial.message is None:  # KerasTuner fails a trial without a word where its score is nan
+    if trial.message is None:  # KerasTuner gives no message if the score is NaN
         return "The score is not a number."
     lines = trial.message.strip().splitlines()
     # The exception follows the last frame, whose lines are indented.

@@ -1,4 +1,4 @@
-"""The search space of the method, and what a trial's values are made into."""
+"""The search space of the method, and the noise and schedule of a trial."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Part = Any | list[Any] | tuple[Any, ...] | Callable[[keras_tuner.HyperParameters
 
 NONE = "none"  # the large batch alone
 FISHER_PARTS = ("small_batch_size", "multiplier")
-# The noises, and the parts of the space that are their arguments.
+# Class of each noise, and the dimensions of the space that are its arguments.
 NOISES: dict[str, tuple[type[Noise], tuple[str, ...]]] = {
     "diagonal": (DiagonalFisher, (*FISHER_PARTS, "estimator")),
     "trace": (FisherTrace, (*FISHER_PARTS, "estimator")),
@@ -32,22 +32,22 @@ NOISES: dict[str, tuple[type[Noise], tuple[str, ...]]] = {
     "multiplicative": (Multiplicative, ("sigma",)),
 }
 NOISE_PARTS = ("small_batch_size", "estimator", "multiplier", "sigma", "noise_fraction")
-DECAYS = (1 / 2, 3 / 4)  # of training: epochs 100 and 150 of 200 (paper, A.7)
+DECAYS = (1 / 2, 3 / 4)  # fractions of training: epochs 100 and 150 of 200 (paper, A.7)
 
 
 def choose(space: dict[str, Part], hp: keras_tuner.HyperParameters) -> dict[str, Any]:
-    """Register the space in `hp`, and give the values that `hp` has for its parts.
+    """Register the space in `hp`, and return the values of a trial.
 
     Args:
-        space: the parts by name.
+        space: the dimensions by name.
         hp: the hyperparameters of a trial.
 
     Returns:
-        Values by name; parts that mean nothing for the trial's noise are left out. "made" is the
-        noise itself, where the space has functions that make it.
+        Values by name, without dimensions that do not apply to the trial's noise. "made" is the
+        noise itself, if the space contains functions that create noises.
 
     Raises:
-        ValueError: for a noise that is none of `NOISES`, or not registered as "noise".
+        ValueError: if a noise is not in `NOISES`, or not registered under the name "noise".
     """
     own = _own_noises(space["noise"])
     if own:
@@ -71,11 +71,11 @@ def choose(space: dict[str, Part], hp: keras_tuner.HyperParameters) -> dict[str,
 
 
 def value_of(name: str, part: Part, hp: keras_tuner.HyperParameters) -> Any:
-    """The value of one part in a trial, registered in `hp`.
+    """Register one dimension in `hp`, and return its value in the trial.
 
     Args:
-        name: of the part.
-        part: what it may be.
+        name: name of the dimension.
+        part: a fixed value, a list or tuple of choices, or a function of `hp`.
         hp: the hyperparameters of the trial.
     """
     if callable(part):
@@ -100,7 +100,7 @@ def noise_of(chosen: dict[str, Any]) -> Noise | None:
 
 
 def learning_rate_of(chosen: dict[str, Any], updates: int) -> WarmupStepDecay:
-    """The learning rate of a trial, as a function of the update.
+    """The learning rate schedule of a trial.
 
     Args:
         chosen: from `choose`.
@@ -115,30 +115,30 @@ def learning_rate_of(chosen: dict[str, Any], updates: int) -> WarmupStepDecay:
 
 
 def check(chosen: dict[str, Any], num_examples: int | None) -> None:
-    """Fail a trial whose values do not go together.
+    """Fail a trial whose values do not fit together.
 
     Args:
         chosen: from `choose`.
-        num_examples: number of training examples, or `None` where it is unknown.
+        num_examples: number of training examples, or `None` if it is unknown.
 
     Raises:
-        FailedTrialError: saying which do not. KerasTuner notes it and goes on.
+        FailedTrialError: if values do not fit together. KerasTuner records it and continues.
     """
     small, large = chosen.get("small_batch_size"), chosen["large_batch_size"]
     if small is not None and small >= large:
         raise keras_tuner.errors.FailedTrialError(
-            "The noise imitates a small batch by a large one, so small_batch_size must be less "
-            f"than large_batch_size. Received: small_batch_size={small}, large_batch_size={large}. "
-            "Choose ranges that do not meet."
+            "small_batch_size must be less than large_batch_size: the noise makes the large batch "
+            f"imitate a smaller one. Received: small_batch_size={small}, "
+            f"large_batch_size={large}. Choose ranges that do not overlap."
         )
     if num_examples is not None and large > num_examples:
         raise keras_tuner.errors.FailedTrialError(
-            f"No batch can have large_batch_size={large} examples: there are {num_examples} to "
-            "train on. Choose a range below that."
+            f"large_batch_size must be at most the {num_examples} training examples. Received: "
+            f"large_batch_size={large}. Choose smaller values."
         )
     if not 0 <= chosen["warmup_fraction"] <= 1:
         raise keras_tuner.errors.FailedTrialError(
-            "`warmup_fraction` must be a part of training, from 0 to 1. Received: "
+            "`warmup_fraction` must be a fraction of training, from 0 to 1. Received: "
             f"warmup_fraction={chosen['warmup_fraction']}"
         )
 
@@ -148,10 +148,10 @@ def check_finite(losses: list[float], seed: int) -> None:
 
     Args:
         losses: the training loss of each epoch.
-        seed: of the training.
+        seed: seed of the training.
 
     Raises:
-        FailedTrialError: if one is not finite.
+        FailedTrialError: if a loss is not finite.
     """
     for epoch, loss in enumerate(losses, start=1):
         if not math.isfinite(loss):
@@ -162,7 +162,7 @@ def check_finite(losses: list[float], seed: int) -> None:
 
 
 def _own_noises(part):
-    """The functions that make the user's own noises, by name; none where the part is no dict."""
+    """The functions that create custom noises, by name; empty if the part is not a dictionary."""
     if not isinstance(part, dict):
         return {}
     if not part or not all(
@@ -176,18 +176,18 @@ def _own_noises(part):
 
 
 def _possible_noises(hp, known):
-    """All noises that the space has, without "none": the parts of others are no dimensions."""
+    """All noises of the space except "none"; arguments of other noises are not registered."""
     registered = [parameter.values for parameter in hp.space if parameter.name == "noise"]
     if not registered:
         raise ValueError(
-            "Other parts of the space depend on the noise: a function given for `noise` must "
-            'register it by that name, as in lambda hp: hp.Choice("noise", [...]).'
+            'A function given for `noise` must register the name "noise", because other '
+            'dimensions depend on it. Use lambda hp: hp.Choice("noise", [...]).'
         )
     possible = [name for values in registered for name in values if name != NONE]
     unknown = [name for name in possible if name not in known]
     if unknown:
         raise ValueError(
-            f"`noise` must be of {', '.join(map(repr, (NONE, *known)))}. "
+            f"`noise` must be one of {', '.join(map(repr, (NONE, *known)))}. "
             f"Received: {', '.join(map(repr, unknown))}"
         )
     return possible
