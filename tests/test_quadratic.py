@@ -248,7 +248,7 @@ def test_4_the_table_of_the_docs(capsys):
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[1][1:] == printed[2][1:]
     hessian, start = 0.1 * np.eye(10) + 0.9, np.eye(10)[0]
-    names = {"full": "√A", "diagonal": "√(diag A)", "none": "0"}
+    names = {"full": r"$\sqrt{A}$", "diagonal": r"$\sqrt{\mathrm{diag}(A)}$", "none": "0"}
     for structure, predicted, measured in printed:
         quadratic = of(hessian, structure)
         by_variance = variance_bound(quadratic, start).steps_to_reach(0.01)
