@@ -95,7 +95,7 @@ def test_without_the_extra_cli(missing):
     )
     needs = (
         f"{', '.join(missing)} cannot be imported. The command line and keras_noisylb.compare "
-        "need the extra `cli`: pip install 'keras-noisylb[cli]'"
+        "need the extra `cli`. In the clone run: pip install -e '.[cli]'"
     )
     assert done.stdout.splitlines()[-1] == f"compare: {needs}"
     assert done.returncode == 1

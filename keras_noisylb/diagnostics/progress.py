@@ -10,12 +10,12 @@ def progress_bar(title, total, verbose):
     """Show a progress bar.
 
     Args:
-        title: what is counted.
-        total: number of steps, or `None` where it is not known.
+        title: text above the bar.
+        total: number of steps, or `None` if it is unknown.
         verbose: 0 to show nothing.
 
     Yields:
-        A function without arguments, to be called after each step.
+        A function without arguments; call it after each step.
     """
     if not verbose:
         yield lambda: None

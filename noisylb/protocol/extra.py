@@ -15,5 +15,5 @@ def check_cli():
     if missing:
         raise ImportError(
             f"{', '.join(missing)} cannot be imported. The command line and keras_noisylb.compare "
-            "need the extra `cli`: pip install 'keras-noisylb[cli]'"
+            "need the extra `cli`. In the clone run: pip install -e '.[cli]'"
         )
