@@ -1,4 +1,4 @@
-"""The regime of a batch size that grows during training."""
+"""Training with a batch size that grows at one epoch."""
 
 import dataclasses
 from numbers import Integral
@@ -11,21 +11,21 @@ from keras_noisylb.types import Nested
 
 @dataclasses.dataclass(frozen=True)
 class BatchChange:
-    """Trains with a small batch for the first epochs and with a large one for the rest.
+    """Trains with a small batch for the first epochs and with a large batch for the rest.
 
-    The paper compares its noise with this regime, small batches for the first 50 epochs (Wen et
-    al. 2020, A.8; after Smith et al. 2017, who raise the batch size where others lower the learning
-    rate). It is one training to the optimizer, whose state and step count go on, and to the
-    callbacks, which see one beginning, epochs in order, and one end.
+    Wen et al. 2020 (A.8) compare their noise with this regime, with small batches for 50 epochs.
+    Smith et al. 2017 proposed to increase the batch size instead of decaying the learning rate. The
+    optimizer keeps its state and step count. The callbacks see one training: one beginning, the
+    epochs in order, one end.
 
     Args:
         small_batch_size: batch size before `change_epoch`.
         large_batch_size: batch size from `change_epoch` on.
-        change_epoch: number of the first epoch, counted from 0, with the large batch.
+        change_epoch: number of the first epoch with the large batch, counted from 0.
 
     Raises:
-        ValueError: for batch sizes that are not positive integers or do not grow, or a
-            `change_epoch` that is not a non-negative integer.
+        ValueError: if the batch sizes are no positive integers, if the small one is not less than
+            the large one, or if `change_epoch` is no non-negative integer.
 
     Example:
     ```python
@@ -46,7 +46,7 @@ class BatchChange:
         if not integers or not 0 < self.small_batch_size < self.large_batch_size:
             raise ValueError(
                 "The batch sizes must be positive integers, the small one less than the large "
-                f"one, and `change_epoch` an integer. Received: {self}"
+                f"one, and `change_epoch` must be an integer. Received: {self}"
             )
         if self.change_epoch < 0:
             raise ValueError(
@@ -55,15 +55,16 @@ class BatchChange:
             )
 
     def updates(self, num_examples: int, epoch: int) -> int:
-        """Number of steps of the optimizer before an epoch begins, for schedules in steps.
+        """Number of updates before an epoch starts, for schedules that count updates.
+
+        An incomplete last batch counts as an update.
 
         Args:
-            num_examples: number of training examples, those of a validation split left out. An
-                incomplete last batch counts.
-            epoch: number of epochs done.
+            num_examples: number of training examples, without those of a validation split.
+            epoch: number of the epoch, counted from 0.
 
         Returns:
-            Integer.
+            An integer.
         """
         small_epochs = min(epoch, self.change_epoch)
         small_steps = -(-num_examples // self.small_batch_size)
@@ -82,26 +83,27 @@ class BatchChange:
         callbacks: list[keras.callbacks.Callback] | None = None,
         **fit_arguments: Any,
     ) -> keras.callbacks.History:
-        """Train `model`, as `model.fit` does but for the batch size.
+        """Train `model` as `model.fit` does, but with two batch sizes.
 
         Args:
             model: a compiled Keras model.
-            x: arrays or tensors, or a function `batch_size -> data` that makes a `tf.data.Dataset`
-                or `keras.utils.PyDataset` of that batch size, called when the batch size changes.
-            y: targets; `None` where `x` is a function.
-            epochs: number of the epoch at which training ends, both parts together.
-            initial_epoch: epoch at which to start, in either part.
+            x: arrays or tensors, or a function `batch_size -> data` that returns a
+                `tf.data.Dataset` or `keras.utils.PyDataset` of that batch size. The function is
+                called once for each batch size.
+            y: targets; `None` if `x` is a function.
+            epochs: number of epochs of the whole training.
+            initial_epoch: number of the first epoch, counted from 0, to resume a training.
             verbose: as in `keras.Model.fit`.
-            callbacks: as in `keras.Model.fit`. `params["epochs"]` is that of the whole training,
-                `params["steps"]` that of each part.
-            **fit_arguments: further arguments of `keras.Model.fit`, the same in both parts.
+            callbacks: as in `keras.Model.fit`. `params["epochs"]` counts the whole training;
+                `params["steps"]` is that of the current batch size.
+            **fit_arguments: other arguments of `keras.Model.fit`, used for both batch sizes.
 
         Returns:
             A `keras.callbacks.History` of the whole training.
 
         Raises:
-            ValueError: for a `batch_size`, a `change_epoch` beyond `epochs`, or data whose batch
-                size is fixed already.
+            ValueError: if `batch_size` is given, if `change_epoch` is larger than `epochs`, or if
+                the data has a fixed batch size.
         """
         self._check(x, y, epochs, fit_arguments)
         training = _OneTraining(callbacks, epochs, verbose)
@@ -132,30 +134,30 @@ class BatchChange:
     def _check(self, x, y, epochs, fit_arguments):
         if self.change_epoch > epochs:
             raise ValueError(
-                "`change_epoch` must not lie beyond the last epoch. Received: "
+                "`change_epoch` must not be larger than `epochs`. Received: "
                 f"change_epoch={self.change_epoch}, epochs={epochs}"
             )
         if "batch_size" in fit_arguments:
             raise ValueError(
-                "The batch sizes are those of the BatchChange, so `batch_size` must not be given. "
+                "BatchChange defines the batch sizes, so `batch_size` must not be given. "
                 f"Received: batch_size={fit_arguments['batch_size']} with {self}"
             )
         if callable(x):
             if y is not None:
                 raise ValueError(
-                    "Where `x` is a function, the data that it returns holds the targets and `y` "
+                    "If `x` is a function, the data that it returns holds the targets, and `y` "
                     f"must be None. Received: y of type {type(y).__name__}"
                 )
         elif not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
             raise ValueError(
-                "`x` must be arrays or tensors, or a function that makes data of a batch size, "
-                "such as lambda batch_size: dataset.batch(batch_size). Received: x of type "
+                "`x` must be arrays or tensors, or a function from a batch size to data, such as "
+                "lambda batch_size: dataset.batch(batch_size). Received: x of type "
                 f"{type(x).__name__}"
             )
 
 
 class _OneTraining(keras.callbacks.CallbackList):
-    """Hands the callbacks several calls of `fit` as one training."""
+    """Shows several calls of `fit` to the callbacks as one training."""
 
     def __init__(self, callbacks, epochs, verbose):
         callbacks = keras.tree.flatten(callbacks or [])
@@ -167,7 +169,7 @@ class _OneTraining(keras.callbacks.CallbackList):
     def set_params(self, params):
         self.part_epochs = params.get("epochs")
         if params:
-            # In place: Keras hands the same dictionary to the callbacks that `model.fit` adds.
+            # In place, because the callbacks that `model.fit` adds share this dictionary.
             params.update(self.whole)
         super().set_params(params)
 
@@ -178,7 +180,7 @@ class _OneTraining(keras.callbacks.CallbackList):
         self._keep_weights()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.history = self.history  # each `fit` puts a history of its own there
+        self.model.history = self.history  # every `fit` sets a new history
         super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -194,13 +196,14 @@ class _OneTraining(keras.callbacks.CallbackList):
             self.weights = self.model.get_weights()
 
     def go_on(self):
-        """Undo what ends a training: `use_ema` puts averages in place of the weights."""
+        """Prepare the next call of `fit`."""
+        # At the end of `fit`, `use_ema` replaces the weights by their averages.
         self.model.set_weights(self.weights)
-        # BackupAndRestore leaves here the epoch to resume from, which every later `fit` obeys.
+        # BackupAndRestore stores the epoch to resume from here, and every later `fit` starts there.
         if (self.model._initial_epoch or 0) < self.part_epochs:
             self.model._initial_epoch = None
 
     def end(self):
-        """What the end of the last part is to the callbacks."""
+        """Tell the callbacks that the training has ended."""
         self.model.history = self.history
         super().on_train_end(self.last_logs)

@@ -1,4 +1,4 @@
-"""The sizes of gradient and noise during training."""
+"""Measures gradient and noise during training."""
 
 import keras
 from keras import ops
@@ -11,15 +11,13 @@ __all__ = ["GradientNoiseMonitor"]
 
 
 class GradientNoise(keras.metrics.Metric):
-    """Means over the steps of an epoch, and what they say.
+    """Means over the steps of an epoch, and the logs of `GradientNoiseMonitor` from them.
 
-    Numerators and denominators are averaged apart: a ratio of noisy numbers is biased, the ratio of
-    their means hardly.
+    Numerators and denominators are averaged separately, because the ratio of two means has much
+    less bias than the mean of noisy ratios.
 
     Args:
-        optimizer: what the model is compiled with; the temperature is known for SGD only.
-        name: name of the metric.
-        dtype: its dtype.
+        optimizer: the model's optimizer. The temperature is computed for SGD only.
     """
 
     MEANS = ("variance", "data", "total", "averaged", "noise", "rate")
@@ -38,23 +36,23 @@ class GradientNoise(keras.metrics.Metric):
         """Add one batch on one device.
 
         Args:
-            variance: tr Σ of one example's gradient, in the units of `parts`.
-            data: |G|² of the data loss.
-            total: |G|² with regularisers.
-            noise: |noise|² of this part.
-            num_examples: examples of this part.
+            variance: tr Σ of one example's gradient, scaled by `parts.unit`².
+            data: |G|² of the data loss, scaled likewise.
+            total: |G|² of the data loss and the regularisers, scaled likewise.
+            noise: |noise|² of this part, scaled likewise.
+            num_examples: number of examples of this part.
             parts: `Parts`.
             shared: whether all parts have the same noise.
         """
         unit = ops.cast(parts.unit, "float32")
         variance, data, total = (value / unit**2 for value in (variance, data, total))
         examples = ops.cast(num_examples, "float32") * parts.replicas * parts.accumulated
-        # Devices add their noise, in square where it is independent, and accumulated batches are
-        # averaged. Noise for the parameters comes with the last of these batches only.
+        # The noise of all devices is added: independent noise adds its squares. The noise of
+        # accumulated batches is averaged. With placement="update" only the last batch has noise.
         noise = noise / (unit * parts.replicas) ** 2 * parts.replicas ** (2 if shared else 1)
         noise = noise / (1 if shared else parts.noisy) * (parts.accumulated // parts.noisy)
         averaged = ops.divide_no_nan(variance, examples)
-        if shared:  # it is in proportion to the gradient, which is longer in a part of the batch
+        if shared:  # proportional to the gradient, whose norm is larger for a part of the batch
             part = total + ops.divide_no_nan(variance, ops.cast(num_examples, "float32"))
             noise = noise * ops.divide_no_nan(total + averaged, part)
         overflow = on_any_device(ops.logical_not(ops.isfinite(variance + data + total + noise)))
@@ -74,7 +72,7 @@ class GradientNoise(keras.metrics.Metric):
         self.sums["skipped"].assign_add(ops.where(overflow, 1.0 / parts.replicas, 0.0))
 
     def result(self):
-        # Not a number where no step could be measured.
+        # The means are NaN if no step was measured.
         variance, data, total, averaged, noise, rate = (
             self.sums[key] / self.sums["steps"] for key in self.MEANS
         )
@@ -89,36 +87,36 @@ class GradientNoise(keras.metrics.Metric):
         }
         if self.sgd is not None:
             slowness = 1 - self.sgd.momentum
-            # Momentum adds up the noise of gradients, and not what is added to the parameters.
+            # Momentum accumulates noise of the gradient, but not noise of the parameters.
             heating = averaged + noise * (slowness**2 if self.in_update else 1)
             logs["temperature"] = rate / slowness * ops.divide_no_nan(heating, variance)
         return logs
 
 
 class GradientNoiseMonitor(keras.callbacks.Callback):
-    """Logs the sizes of gradient and noise, the gradient noise scale and the temperature.
+    """Logs the norms of gradient and noise, the gradient noise scale and the temperature.
 
-    Every batch is computed as two halves, at hardly any cost, and the difference of their gradients
-    gives unbiased estimates of the variance tr Σ of one example's gradient and of the squared norm
-    |G|² of the expected gradient. The logs, means over the epoch so far, are those of metrics: in
-    the progress bar, `History`, TensorBoard.
+    Every batch is computed as two halves, which costs almost nothing. The difference of the two
+    gradients gives unbiased estimates of tr Σ, the variance of one example's gradient, and of
+    |G|², the squared norm of the expected gradient. The logs are means over the epoch so far. They
+    appear like metrics: in the progress bar, in `History` and in TensorBoard.
 
     - `gradient_norm`: root mean square of the norm of the update's gradient, without noise.
-    - `noise_norm`: the same of the noise added to it; 0 while there is none.
-    - `noise_to_gradient`: their ratio.
-    - `fisher_trace`: tr F of the empirical Fisher, tr Σ and the squared expected gradient of the
-      data loss.
+    - `noise_norm`: root mean square of the norm of the noise; 0 while the noise is off.
+    - `noise_to_gradient`: `noise_norm` over `gradient_norm`.
+    - `fisher_trace`: tr F of the empirical Fisher: tr Σ plus |G|² of the data loss.
     - `gradient_noise_scale`: tr Σ / |G|², the "simple" noise scale of McCandlish et al. 2018
-      (https://arxiv.org/abs/1812.06162): the batch size beyond which more examples buy little. It
-      is infinite where |G|² cannot be told from 0.
-    - `temperature`, for SGD only: that of `noise_temperature`, with the noise as it was measured.
-    - `skipped_steps`: number of steps in the epoch so far whose gradient was not finite. The other
-      logs leave them out. A few are normal with "mixed_float16", whose loss scaling tries a larger
-      scale now and then; without loss scaling the training has diverged. Where no step was left,
-      the other logs are not a number.
+      (https://arxiv.org/abs/1812.06162). With a larger batch size, more examples help little. It
+      is infinite if the estimate of |G|² is not positive.
+    - `temperature`, for SGD only: as `noise_temperature`, but with the measured noise.
+    - `skipped_steps`: number of steps in the epoch so far with a gradient that is not finite. The
+      other logs leave these steps out, and are NaN if no other step remains. With "mixed_float16"
+      a few are normal, because loss scaling tries a larger scale from time to time. Without loss
+      scaling, the training has diverged.
 
-    It works with the noise off too, and without any noise: wrap the model in `NoisyModel` and
-    compile it with any optimizer. Keras' BatchNormalization then sees half batches.
+    The monitor also works when the noise is off, and without a `NoisyOptimizer`: wrap the model in
+    `NoisyModel` and compile it with any optimizer. Keras' BatchNormalization then normalises half
+    batches.
 
     Raises:
         ValueError: if the model is not a `NoisyModel`.
@@ -136,7 +134,7 @@ class GradientNoiseMonitor(keras.callbacks.Callback):
         super().set_model(model)
         if not isinstance(model, NoisyModel):
             raise ValueError(
-                "GradientNoiseMonitor needs the training step of a NoisyModel: wrap the model, "
+                "GradientNoiseMonitor needs the training step of a NoisyModel. Wrap the model: "
                 f"keras_noisylb.NoisyModel(model). Received: {type(model).__name__}"
             )
         with model.distribute_strategy.scope():

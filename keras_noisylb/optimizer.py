@@ -1,4 +1,4 @@
-"""The optimizer wrapper: which noise, when, and with which random numbers."""
+"""The optimizer wrapper: which noise, when, with which random numbers."""
 
 import numbers
 import random
@@ -11,18 +11,18 @@ from keras_noisylb.noise import Noise
 from keras_noisylb.noise.base import one_of
 from keras_noisylb.types import Placement, Tensor
 
-NEVER = 2**31 - 1  # a step count that no run reaches: the noise stays on
+NEVER = 2**31 - 1  # no run has so many steps: the noise never ends
 UNKNOWN = -1  # until `fit` has computed the step count from `noise_fraction`
 
 
 def _of_inner(name):
-    """A property that is the inner optimizer's."""
+    """A property that reads and writes the attribute of the inner optimizer."""
 
     def read(self: Any) -> Any:
         return getattr(self.inner_optimizer, name)
 
     def write(self: Any, value: Any) -> None:
-        # Keras' constructor sets its defaults before there is an inner optimizer.
+        # Keras' constructor sets its defaults before the inner optimizer is known.
         if hasattr(self, "inner_optimizer"):
             setattr(self.inner_optimizer, name, value)
 
@@ -31,32 +31,33 @@ def _of_inner(name):
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
 class NoisyOptimizer(keras.optimizers.Optimizer):
-    """Wraps a Keras optimizer and says what noise `NoisyModel` adds to each gradient.
+    """Wraps a Keras optimizer and holds the noise that `NoisyModel` adds to each gradient.
 
-    The noise is drawn from `seed` and the step count alone: the same seed gives the same noise,
-    also in a run that was stopped and resumed.
+    The noise depends on `seed` and on the step count only. The same seed gives the same noise. A
+    run that was stopped and resumed has the noise of an uninterrupted run.
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` that makes the updates.
         noise: the noise to add, for example `DiagonalFisher(small_batch_size=128)`.
-        noise_steps: number of updates after which the noise ends; `None` for never. Can be
-            assigned during training, but not beside a `noise_fraction`.
+        noise_steps: number of updates after which the noise ends; `None` for noise that never
+            ends. It can be assigned during training, unless `noise_fraction` is given.
         noise_fraction: fraction of the training with noise, from 0 to 1, for training by
             `NoisyModel.fit`. The paper's is a quarter (A.7). When an epoch starts, `fit` computes
             `noise_steps` from its epochs and its steps per epoch. With data of unknown length, the
             noise ends with the first epoch that starts after the fraction. A resumed run ends the
             noise at the same step as an uninterrupted one.
-        placement: where the noise enters. `"gradient"`: the gradient that `inner_optimizer` gets,
-            so that momentum accumulates it, and clipping and weight decay act on it as on any
+        placement: where the noise is added. `"gradient"`: to the gradient that `inner_optimizer`
+            receives. Momentum accumulates this noise; clipping and weight decay act on it as on any
             gradient. `"update"`: the learning rate times the noise is added to the parameters
-            after each update, equation 2 of Wen et al. 2020 to the letter whatever the momentum.
-        seed: integer; `None` draws one, which `get_config` then holds.
+            after each update. This is equation 2 of Wen et al. 2020 for any momentum.
+        seed: integer seed of the noise. `None` draws a seed, which `get_config` returns.
         name: name of the optimizer.
 
     Raises:
-        ValueError: for an optimizer that is not Keras' or scales the loss, something that is not a
-            noise, a number of steps that is not a non-negative integer, a fraction outside of
-            [0, 1], or `noise_steps` together with `noise_fraction`.
+        ValueError: if `inner_optimizer` is no Keras optimizer, or a `LossScaleOptimizer` or
+            `NoisyOptimizer`; if `noise` is no noise or does not allow the placement; if
+            `noise_steps` is no non-negative integer; if `noise_fraction` is outside of [0, 1]; if
+            both of them are given.
         RuntimeError: for a step with `noise_fraction` before `NoisyModel.fit` has run, as in
             `train_on_batch` and custom loops.
 
@@ -89,7 +90,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         if isinstance(inner_optimizer, (keras.optimizers.LossScaleOptimizer, NoisyOptimizer)):
             raise ValueError(
                 f"NoisyOptimizer cannot wrap a {type(inner_optimizer).__name__}. Pass the plain "
-                "optimizer; to scale the loss, wrap it all: "
+                "optimizer. To scale the loss, wrap the NoisyOptimizer: "
                 "LossScaleOptimizer(NoisyOptimizer(SGD(...), ...))."
             )
         if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
@@ -156,7 +157,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
         return self._noise_fraction
 
     def end_noise_after(self, steps: int | None) -> None:
-        """Set `noise_steps` and leave `noise_fraction` as it is, which `fit` does in every epoch.
+        """Set the number of updates with noise, which `fit` computes from `noise_fraction`.
 
         Args:
             steps: number of updates, or `None` for never.
@@ -165,32 +166,32 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     @property
     def noise_end_known(self) -> bool:
-        """Whether the noise has an end: false until `fit` has computed it from `noise_fraction`."""
+        """Whether it is known when the noise ends. `fit` computes it from `noise_fraction`."""
         return int(keras.ops.convert_to_numpy(self._noise_steps)) != UNKNOWN
 
     @property
     def noise_on(self) -> Tensor:
-        """Scalar boolean tensor: whether the coming batch gets noise."""
+        """Scalar boolean tensor: whether the next batch gets noise."""
         on = keras.ops.less(keras.ops.cast(self.iterations, "int32"), self._noise_steps)
         accumulated = self.accumulated
         if self.placement == "gradient" or accumulated == 1:
             return on
-        # The parameters move once for all accumulated batches, with the last one.
+        # The last of the accumulated batches updates the parameters.
         last = keras.ops.equal((self.micro_steps + 1) % accumulated, 0)
         return keras.ops.logical_and(on, last)
 
     @property
     def accumulated(self) -> int:
-        """Number of batches that one update accumulates."""
+        """Number of batches whose gradients one update accumulates."""
         return self.gradient_accumulation_steps or 1
 
     @property
     def micro_steps(self) -> Tensor:
-        """Number of batches seen, which exceeds `iterations` where gradients are accumulated."""
+        """Number of batches so far; more than `iterations` if gradients are accumulated."""
         return self._iterations
 
     def build(self, variables: list[keras.Variable]) -> None:
-        # Not Keras' own: it would make averages and accumulators a second time.
+        # The base class would create averages and accumulators a second time.
         if not self.built:
             self.inner_optimizer.build(variables)
             self.built = True
@@ -198,10 +199,9 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
     def apply(self, grads: list[Tensor], trainable_variables: Any = None) -> None:
         if not self.has_statistics:
             raise RuntimeError(
-                "NoisyOptimizer was compiled into a model that does not give it gradient "
-                "statistics, so it would train without the noise. Wrap the model: "
-                "keras_noisylb.NoisyModel(model).compile(...). In a custom loop use "
-                "keras_noisylb.noisy_gradients and the plain optimizer."
+                "The model adds no noise: NoisyOptimizer was compiled into a model that is not a "
+                "NoisyModel. Wrap the model: keras_noisylb.NoisyModel(model).compile(...). In a "
+                "custom loop use keras_noisylb.noisy_gradients and the plain optimizer."
             )
         if not self.built:
             self.build(list(trainable_variables))
@@ -264,19 +264,11 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
 
 def check_placement(placement, noise):
-    """Check that a noise can be placed where it shall be.
-
-    Args:
-        placement: as `NoisyOptimizer` takes it.
-        noise: the noise.
-
-    Raises:
-        ValueError: if it cannot.
-    """
+    """Reject an unknown placement, and a placement that the noise does not allow."""
     one_of("placement", placement, Placement)
     if placement == "update" and noise.shared:
         raise ValueError(
-            f"{type(noise).__name__} multiplies the gradient, so its place is "
+            f"{type(noise).__name__} multiplies the gradient, so it needs "
             f'placement="gradient". Received: placement={placement!r}'
         )
 
@@ -286,7 +278,7 @@ def _check_fraction(fraction, steps):
         return
     if steps is not None:
         raise ValueError(
-            "`noise_steps` and `noise_fraction` both say when the noise ends: give one of them. "
+            "`noise_steps` and `noise_fraction` both define when the noise ends. Give one of them. "
             f"Received: noise_steps={steps!r}, noise_fraction={fraction!r}"
         )
     if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
@@ -297,12 +289,12 @@ def _check_fraction(fraction, steps):
 
 
 def find(optimizer, optimizer_class):
-    """The first of a class among `optimizer` and those that it wraps, or `None`."""
+    """The first instance of a class among `optimizer` and its inner optimizers, or `None`."""
     while optimizer is not None and not isinstance(optimizer, optimizer_class):
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return optimizer
 
 
 def find_noisy(optimizer):
-    """The `NoisyOptimizer` in `optimizer` or among those that it wraps, or `None`."""
+    """The `NoisyOptimizer` among `optimizer` and its inner optimizers, or `None`."""
     return find(optimizer, NoisyOptimizer)

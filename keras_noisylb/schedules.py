@@ -17,25 +17,26 @@ __all__ = [
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
 class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a constant rate that is multiplied at given steps (paper, A.7).
+    """Linear warm-up, then a constant rate with step decay (Wen et al. 2020, A.7).
 
-    At step k = 0, 1, ... the rate is `learning_rate * (k + 1) / warmup_steps` while
-    k < `warmup_steps`, and from then on `learning_rate * decay_factor**n`, n being the number of
-    `decay_steps` that are at most k. A boundary within the warm-up multiplies there too.
+    The rate at step k = 0, 1, ... is `learning_rate * min((k + 1) / warmup_steps, 1)` times
+    `decay_factor**n`, where n is the number of `decay_steps` that are at most k. Without warm-up,
+    `min(...)` is 1.
 
     Args:
         learning_rate: the rate after warm-up.
         warmup_steps: number of updates of the warm-up; 0 for none.
-        decay_steps: increasing updates at which the rate is multiplied by `decay_factor`.
-        decay_factor: the factor.
+        decay_steps: increasing step numbers. From each of them on, the rate is multiplied by
+            `decay_factor`.
+        decay_factor: the factor of one decay.
 
     Raises:
-        ValueError: for a negative rate or number of steps, `decay_steps` out of order, or a
-            `decay_factor` that is not positive.
+        ValueError: if the rate or a number of steps is negative, if `decay_steps` do not increase,
+            or if `decay_factor` is not positive.
 
     Example:
     ```python
-    # 10 epochs of warm-up, x0.1 at epochs 100 and 150, 12 updates an epoch
+    # 12 updates an epoch: 10 epochs of warm-up, a tenth of the rate from epochs 100 and 150 on
     WarmupStepDecay(1.6, warmup_steps=120, decay_steps=(1200, 1800))
     ```
     """
@@ -68,7 +69,7 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_factor = decay_factor
 
     def __call__(self, step: Scalar) -> Tensor:
-        """The rate, a float32 scalar, at `step`: an integer, a float or a scalar tensor."""
+        """The rate at a step, which is a number or a scalar tensor, as a float32 scalar."""
         step = ops.cast(step, "float32")
         rate = ops.convert_to_tensor(self.learning_rate, dtype="float32")
         if self.warmup_steps:
@@ -88,7 +89,9 @@ class WarmupStepDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
-    """The learning rate for `batch_size` that moves as far per example: proportional to it.
+    """The learning rate for `batch_size`, proportional to it (Goyal et al. 2017).
+
+    One epoch then moves the parameters as far as one with `base_batch_size` does.
 
     Args:
         learning_rate: the rate at `base_batch_size`.
@@ -96,10 +99,10 @@ def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) 
         base_batch_size: the batch size that `learning_rate` was chosen for.
 
     Returns:
-        `learning_rate * batch_size / base_batch_size` (Goyal et al. 2017).
+        `learning_rate * batch_size / base_batch_size`.
 
     Raises:
-        ValueError: for a batch size that is not positive.
+        ValueError: if a batch size is not positive.
 
     Example:
     >>> linear_scaling(0.1, batch_size=4096, base_batch_size=128)
@@ -109,7 +112,9 @@ def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) 
 
 
 def sqrt_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
-    """The learning rate for `batch_size` that keeps the variance of an update (Hoffer et al. 2017).
+    """The learning rate for `batch_size`, proportional to its root (Hoffer et al. 2017).
+
+    The variance of an update is then as with `base_batch_size`.
 
     Args:
         learning_rate: the rate at `base_batch_size`.
@@ -120,7 +125,7 @@ def sqrt_scaling(learning_rate: float, batch_size: int, base_batch_size: int) ->
         `learning_rate * sqrt(batch_size / base_batch_size)`.
 
     Raises:
-        ValueError: for a batch size that is not positive.
+        ValueError: if a batch size is not positive.
 
     Example:
     >>> sqrt_scaling(0.1, batch_size=400, base_batch_size=100)
@@ -137,21 +142,20 @@ def noise_temperature(
     multiplier: float = 1.0,
     momentum: float = 0.0,
 ) -> float:
-    """The temperature of a training: how strongly the noise of its gradients shakes the weights.
+    """The temperature T of a training: the strength of the gradient noise in its updates.
 
-    With Σ the covariance of one example's gradient, SGD moves along its slow directions like a
-    diffusion in the time η k / (1 - μ), k counting updates, whose noise has the covariance T Σ:
+    Let Σ be the covariance of one example's gradient. In the time η k / (1 - μ) after k updates,
+    SGD moves along directions of small curvature like a diffusion with covariance T Σ:
 
         T = η / (1 - μ) · (1 / M + λ² (1 / M_S - 1 / M))
 
-    1 / M is the noise of a batch of M examples, the rest that of a noise which imitates batches of
-    M_S. Two trainings at the same T differ in speed but hover equally far from a minimum: the
-    stationary loss along a slow direction is T/4 times the variance that one example's gradient has
-    there. For plain SGD this is the "noise scale" of Smith & Le 2018
-    (https://arxiv.org/abs/1710.06451) over the number of examples; Mandt et al. 2017
-    (https://arxiv.org/abs/1704.04289) derive the diffusion. It holds for learning rates far below
-    those at which training is unstable. Diagonal noise has the same total variance as full noise
-    but spreads it over other directions, so for it T is a first guess only.
+    1 / M comes from the batch of M examples, the second term from the added noise. Two trainings
+    with the same T differ in speed, but stay equally far from a minimum: along a direction of small
+    curvature, the stationary loss is T / 4 times the variance of one example's gradient. For plain
+    SGD, T is the "noise scale" of Smith & Le 2018 (https://arxiv.org/abs/1710.06451) over the
+    number of examples. Mandt et al. 2017 (https://arxiv.org/abs/1704.04289) derive the diffusion.
+    T is valid for learning rates far below those at which training is unstable. Diagonal noise has
+    the total variance of full noise, but in other directions, so T is only a first guess for it.
 
     Args:
         learning_rate: η.
@@ -164,8 +168,8 @@ def noise_temperature(
         T.
 
     Raises:
-        ValueError: for a learning rate or batch size that is not positive, M_S ≥ M, a negative
-            multiplier, or a momentum outside of [0, 1).
+        ValueError: if a learning rate or batch size is not positive, if M_S ≥ M, if the multiplier
+            is negative, or if the momentum is outside of [0, 1).
 
     Example:
     >>> round(noise_temperature(0.1, batch_size=128, momentum=0.9), 6)
@@ -194,27 +198,27 @@ def matched_multiplier(
     large_learning_rate: float,
     small_learning_rate: float,
 ) -> float:
-    """The multiplier λ at which a large batch with noise is as hot as the small batch it imitates.
+    """The multiplier λ that gives a large batch with noise the temperature of the small batch.
 
-    It solves `noise_temperature` of both trainings, at the same momentum, for λ:
+    With the same momentum in both trainings, their `noise_temperature` is equal for
 
         λ² = (η_S / (M_S η_L) - 1 / M_L) / (1 / M_S - 1 / M_L)
 
-    λ is 1 at equal learning rates and falls with the rate of the large batch. At linear scaling,
-    η_L = η_S M_L / M_S, the large batch is as hot by itself: λ is 0 there and above. In between,
-    square-root scaling has λ ≈ (M_S / M_L)^(1/4). Below η_S, λ exceeds 1.
+    λ is 1 for equal learning rates and decreases when η_L increases. For linear scaling,
+    η_L = η_S M_L / M_S, and for larger rates, λ is 0: the large batch has this temperature without
+    noise. For square-root scaling, λ ≈ (M_S / M_L)^(1/4). For η_L below η_S, λ is larger than 1.
 
     Args:
         large_batch_size: M_L.
         small_batch_size: M_S.
-        large_learning_rate: η_L, the peak rate of the training with the large batch.
-        small_learning_rate: η_S, the peak rate that suits the small batch.
+        large_learning_rate: η_L, the largest rate of the training with the large batch.
+        small_learning_rate: η_S, the largest rate of the training with the small batch.
 
     Returns:
         λ, for the `multiplier` of a noise.
 
     Raises:
-        ValueError: for a learning rate or batch size that is not positive, or M_S ≥ M_L.
+        ValueError: if a learning rate or batch size is not positive, or if M_S ≥ M_L.
 
     Example:
     >>> round(matched_multiplier(4096, 128, large_learning_rate=0.1, small_learning_rate=0.1), 6)
@@ -234,10 +238,12 @@ def matched_multiplier(
 
 
 def peak(optimizer: keras.optimizers.Optimizer) -> float:
-    """The learning rate of an optimizer; of a schedule, its peak, looked for in steps of a tenth.
+    """The learning rate of an optimizer; for a schedule, its largest value.
+
+    The schedule is evaluated at 0 and at about 200 steps, each a tenth larger than the last.
 
     Args:
-        optimizer: one of Keras'.
+        optimizer: a Keras optimizer.
 
     Returns:
         A float.
@@ -259,8 +265,9 @@ def _positive(**values):
 def _larger(large_batch_size, small_batch_size):
     if small_batch_size >= large_batch_size:
         raise ValueError(
-            "The noise imitates a small batch by a large one, so the small batch size must be "
-            f"below the large one. Received: small {small_batch_size}, large {large_batch_size}"
+            "The noise imitates the gradient variance of a small batch, so the small batch size "
+            "must be less than the large one. Received: "
+            f"small {small_batch_size}, large {large_batch_size}"
         )
 
 
@@ -274,15 +281,11 @@ def _ratio(batch_size, base_batch_size):
 
 
 def updates_in(fraction, updates):
-    """The number of updates in a part of a training, rounded up.
-
-    Args:
-        fraction: the part, from 0 to 1.
-        updates: number of updates, or epochs, of the whole training.
+    """The number of updates (or epochs) in a fraction of a training, rounded up.
 
     Example:
     >>> updates_in(0.3, 11)
     4
     """
-    # 0.07 * 100 is a little more than 7, but means 7.
+    # 0.07 * 100 is a little more than 7 in floating-point numbers.
     return math.ceil(round(fraction * updates, 6))

@@ -1,1 +1,1 @@
-"""Training with noise: the model, the step, and gradients for loops of one's own."""
+"""Training with noise: the model, its step, and gradients for custom loops."""

@@ -1,4 +1,4 @@
-"""Refuses batches that are too small for the noise, or for the chunks they shall be computed in."""
+"""Rejects batches that are too small for the noise or for the microbatches."""
 
 import keras
 from keras import ops
@@ -7,13 +7,10 @@ from keras_noisylb.gradients.microbatches import cut, ghost_sizes
 
 
 class LargestBatch(keras.metrics.Metric):
-    """The number of examples of the largest batch, those of all devices together.
+    """The number of examples of the largest batch on all devices.
 
-    Keras' callbacks see the data of several steps at once, where the last batch may be short.
-
-    Args:
-        name: name of the metric.
-        dtype: its dtype.
+    With `steps_per_execution`, callbacks see several batches at once, and the last one can be
+    smaller than the others.
     """
 
     def __init__(self, name="largest_batch", dtype=None):
@@ -21,11 +18,7 @@ class LargestBatch(keras.metrics.Metric):
         self.examples = self.add_variable((), "zeros", dtype="float32", name="examples")
 
     def update_state(self, num_examples):
-        """See one batch on one device.
-
-        Args:
-            num_examples: its number of examples.
-        """
+        """Add the number of examples of one batch on one device."""
         self.examples.assign(ops.maximum(self.examples, ops.cast(num_examples, "float32")))
 
     def result(self):
@@ -33,12 +26,12 @@ class LargestBatch(keras.metrics.Metric):
 
 
 class BatchSizeCheck(keras.callbacks.Callback):
-    """Refuses a nominal batch size that leaves no noise; looks at the first batches of the data.
+    """Rejects a batch size that is too small, after the first batches of the data.
 
     Args:
         noisy: the `NoisyOptimizer`, or `None`.
         model: the `NoisyModel`.
-        largest: the `LargestBatch` that its steps update.
+        largest: the `LargestBatch` that the training step updates.
     """
 
     def __init__(self, noisy, model, largest):
@@ -47,21 +40,15 @@ class BatchSizeCheck(keras.callbacks.Callback):
         self.ghosts, self.largest = ghost_sizes(model), largest
 
     def check(self, batch_size):
-        """Check the number of examples of a full batch.
-
-        Args:
-            batch_size: the number.
-
-        Raises:
-            ValueError: if it is too small.
-        """
+        """Reject a batch size that is too small."""
         most = cut(batch_size, batch_size, self.ghosts).number
         if most < self.num_microbatches and self.num_microbatches > 1:
             sizes = " and of ".join(map(str, self.ghosts)) or "1"
             raise ValueError(
-                f"Microbatches hold whole ghost batches, of {sizes} examples. Received: batch "
+                f"Microbatches hold whole ghost batches of {sizes} examples. Received: batch "
                 f"size {batch_size}, num_microbatches={self.num_microbatches}. Use at most "
-                f"num_microbatches={most}, or a larger batch, best a multiple of all these numbers."
+                f"num_microbatches={most}, or a larger batch size. It should be a multiple of all "
+                "these numbers."
             )
         small = self.noisy and self.noisy.noise.small_batch_size
         if not small:
@@ -69,10 +56,10 @@ class BatchSizeCheck(keras.callbacks.Callback):
         accumulated = self.noisy.accumulated
         if batch_size * accumulated <= small:
             raise ValueError(
-                "The noise imitates a small batch by a large one, so the batch size of one update "
-                f"must be larger than `small_batch_size`. Received: batch size {batch_size} "
-                f"(times {accumulated} accumulated), small_batch_size={small}. Raise the "
-                "batch size or lower small_batch_size."
+                "The noise imitates the gradient variance of a small batch, so the batch size of "
+                f"one update must be larger than `small_batch_size`. Received: batch size "
+                f"{batch_size} (times {accumulated} accumulated), small_batch_size={small}. Use a "
+                "larger batch size or a smaller small_batch_size."
             )
 
     def on_train_begin(self, logs=None):

@@ -1,4 +1,4 @@
-"""Gradients with noise for training loops of one's own."""
+"""Gradients with noise for custom training loops."""
 
 import keras
 import tensorflow as tf
@@ -24,32 +24,33 @@ def noisy_gradients(
     num_microbatches: int = 1,
     add_loss_reduction: AddLossReduction | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradient of a large batch and one sample of its noise, for custom training loops.
+    """The gradient of a large batch and one sample of the noise, for custom training loops.
 
-    The model runs in training mode, and its moving statistics are updated.
+    The model runs in training mode, so its moving statistics are updated.
 
     Args:
         model: a Keras model.
         loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
-        x: inputs, M_L examples first.
+        x: inputs of M_L examples, which are the first axis.
         y: targets.
         noise: the noise, for example `DiagonalFisher(small_batch_size=128)`.
-        seed: integer, or scalar integer tensor such as `optimizer.iterations`: the same seed gives
-            the same noise, so take another one at every step.
+        seed: integer, or scalar integer tensor such as `optimizer.iterations`. The same seed gives
+            the same noise, so every step needs another seed.
         sample_weight: weights of the examples, or `None`.
-        num_microbatches: number of chunks in which the batch is computed, one after the other.
-        add_loss_reduction: what the terms that layers add by `add_loss` do with the examples of a
-            batch, `"mean"` (also for terms that do not depend on them) or `"sum"`. It must be said
-            where such terms meet chunks: `num_microbatches` above 1, or `estimator="split"`.
-            Regularisers, also of activities, need nothing.
+        num_microbatches: number of microbatches that the batch is cut into. They are computed one
+            after the other.
+        add_loss_reduction: how the losses that layers add by `add_loss` reduce the examples of a
+            batch: `"mean"`, also for losses that do not depend on the examples, or `"sum"`. It is
+            required if a model with such losses cuts batches: for `num_microbatches` above 1 or
+            `estimator="split"`. Regularisers do not require it.
 
     Returns:
-        Tuple `(gradients, noise)` of lists aligned with `model.trainable_variables`, `None` where a
-        variable has no gradient. The update descends along their sum.
+        Tuple `(gradients, noise)` of lists aligned with `model.trainable_variables`. A variable
+        without gradient has `None` in both. An optimizer gets the sum of the two.
 
     Raises:
-        ValueError: if the noise cannot be computed for the model, or `add_loss_reduction` is wrong
-            or missing.
+        ValueError: if the noise cannot be computed for the model, or if `add_loss_reduction` is
+            wrong or missing.
 
     Example:
     ```python

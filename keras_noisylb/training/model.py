@@ -1,4 +1,4 @@
-"""Training with noise by `fit`."""
+"""The model whose `fit` trains with noise."""
 
 import dataclasses
 import warnings
@@ -28,31 +28,31 @@ from keras_noisylb.types import AddLossReduction, Nested, Tensor
 class NoisyModel(keras.Model):
     """Wraps a Keras model so that `fit` adds the noise of a `NoisyOptimizer` to its gradients.
 
-    Everything else is as in `keras.Model`: any loss, metric, callback and form of data. With
-    another optimizer, which a warning says once, or once the noise has ended, it trains as the
-    plain model does.
+    Losses, metrics, callbacks and data are as in `keras.Model`. When the noise has ended, and with
+    any other optimizer, the model trains like the plain model. A warning says so for another
+    optimizer.
 
     Args:
-        model: the `keras.Model` to train. Its weights are shared, not copied. It must train and
-            evaluate as Keras does: its own `train_step` or `compute_loss` would not be run.
-        num_microbatches: number of chunks in which each batch is computed, one after the other, so
-            that a large batch needs the memory of one chunk. Ghost batches are kept whole, and the
-            gradient is that of the whole batch for every loss that is a sum over examples. `None`
-            computes the batch at once.
-        add_loss_reduction: what the terms that layers add by `add_loss` do with the examples of a
-            batch, `"mean"` (also for terms that do not depend on them) or `"sum"`. It must be said
-            where such terms meet chunks: `num_microbatches`, `estimator="split"` or
-            a `GradientNoiseMonitor`. Regularisers, also of activities, need nothing.
+        model: the `keras.Model` to train. Its weights are shared, not copied. The model must not
+            override methods of training or evaluation, such as `train_step` or `compute_loss`.
+        num_microbatches: number of microbatches that each batch is cut into. They are computed one
+            after the other, so a large batch needs the memory of one microbatch. Ghost batches are
+            not cut. The gradient is that of the whole batch if the loss is a sum over examples.
+            `None` does not cut batches.
+        add_loss_reduction: how the losses that layers add by `add_loss` reduce the examples of a
+            batch: `"mean"`, also for losses that do not depend on the examples, or `"sum"`. It is
+            required if a model with such losses cuts batches: for `num_microbatches`,
+            `estimator="split"` or `GradientNoiseMonitor`. Regularisers do not require it.
 
     Call arguments:
         inputs: the model's inputs.
         training: boolean, as in the model.
 
     Raises:
-        ValueError: if `model` is not a Keras model, or overrides a part of Keras' training, or is a
-            `NoisyModel` itself, if `add_loss_reduction` is wrong, or (in `fit`) missing, or if the
-            batch size is not larger than the noise's `small_batch_size`, so that there would be no
-            noise at all, or has fewer ghost batches than microbatches.
+        ValueError: if `model` is no Keras model, is a `NoisyModel`, or overrides methods of
+            training or evaluation; if `add_loss_reduction` is wrong, or missing in `fit`; if the
+            batch size is not larger than the `small_batch_size` of the noise; if a batch has fewer
+            ghost batches than microbatches.
 
     Example:
     ```python
@@ -70,7 +70,7 @@ class NoisyModel(keras.Model):
     ) -> None:
         _check_model(model)
         if num_microbatches is not None:
-            positive_integer("num_microbatches", num_microbatches, "or None to use no chunks")
+            positive_integer("num_microbatches", num_microbatches, "or None to cut no batches")
         check_add_loss_reduction(add_loss_reduction)
         super().__init__(**kwargs)
         self.model = model
@@ -86,12 +86,12 @@ class NoisyModel(keras.Model):
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the model's outputs, by which `compile` assigns losses and metrics."""
+        """Names of the model's outputs, which `compile` uses to assign losses and metrics."""
         return self.model.output_names
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
-        # Keras' own __setattr__ would make it one of the model's metrics.
+        # The __setattr__ of Keras would add it to the metrics of the model.
         object.__setattr__(self, "_largest_batch", LargestBatch())
         noisy = find_noisy(self.optimizer)
         if self.optimizer is not None:
@@ -102,17 +102,17 @@ class NoisyModel(keras.Model):
         if noisy is not None and noisy.noise.update_every > 1:
             if not self.built:
                 raise ValueError(
-                    f"A noise with update_every={noisy.noise.update_every} keeps a statistic of "
-                    "the size of the model's layers. Build the model (give it an Input layer, or "
-                    "call it on a batch of inputs) before it is compiled."
+                    f"A noise with update_every={noisy.noise.update_every} stores a statistic "
+                    "with the shapes of the model's layers. Build the model before it is compiled: "
+                    "give it an Input layer, or call it on a batch of inputs."
                 )
             shapes = STATISTICS.get(noisy.noise.statistic).stored_shapes(self)
-            # Compiled once more, the same optimizer goes on with what it has.
+            # An optimizer that is compiled again keeps its stored statistic.
             if noisy.stored is None or noisy.stored.shapes != shapes:
                 noisy.stored = StoredStatistic(shapes, noisy.noise.update_every)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        # Keras wants this beside a `compile` of our own.
+        # Keras requires this method because `compile` is overridden.
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
@@ -143,9 +143,9 @@ class NoisyModel(keras.Model):
             self.monitor(None)
 
     def _build_state(self, x, y):
-        # Keras would build metrics and optimizer while it traces the first step and then trace it
-        # once more, which takes long for a step with noise. Under a strategy it builds them first
-        # by itself.
+        # Keras builds metrics and optimizer in the first trace of the step, and then traces the
+        # step again. A step with noise takes long to trace. Under a strategy, Keras builds them
+        # before the first trace.
         with self.distribute_strategy.scope():
             if tf.distribute.has_strategy() or y is None:
                 return
@@ -166,27 +166,27 @@ class NoisyModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        # What is measured of gradients has no meaning in evaluation.
+        # Evaluation has no gradients to measure.
         return super().metrics + ([] if self._evaluates else self._monitors)
 
     def monitor(self, metric: keras.metrics.Metric | None) -> None:
         """Measure moments of the per-example gradients until the end of the next `fit`.
 
         Args:
-            metric: what they are handed to, or `None` to measure them no more.
+            metric: the metric that receives them; `None` ends the measurement.
         """
         monitors = [] if metric is None else [metric]
         if self._monitors != monitors:
-            # Not by Keras' own __setattr__, as in `compile`.
+            # Without the __setattr__ of Keras, as in `compile`.
             object.__setattr__(self, "_monitors", monitors)
-            self.train_function = None  # Keras traces the step anew
+            self.train_function = None  # Keras traces the step again
 
     def train_step(self, data: Nested) -> dict[str, Tensor]:
         noisy = find_noisy(self.optimizer)
         if noisy is None and not self.num_microbatches and not self._monitors:
             self._warn_of_plain_training()
             return super().train_step(data)
-        # `train_on_batch` hands on arrays as they are where it runs eagerly.
+        # Eager `train_on_batch` passes NumPy arrays unconverted.
         data = keras.tree.map_structure(
             lambda a: tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a, data
         )
@@ -233,10 +233,10 @@ class NoisyModel(keras.Model):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"A NoisyModel compiled with {type(self.optimizer).__name__} trains without noise, "
-                "as the model that it wraps. To train with noise, compile it with "
-                "keras_noisylb.NoisyOptimizer(optimizer, noise); without noise, train the model "
-                "itself.",
+                f"A NoisyModel with the optimizer {type(self.optimizer).__name__} trains without "
+                "noise. To train with noise, compile it with "
+                "keras_noisylb.NoisyOptimizer(optimizer, noise). To train without noise, train the "
+                "wrapped model.",
                 stacklevel=2,
             )
 
@@ -251,7 +251,7 @@ class NoisyModel(keras.Model):
         draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")]))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         own_draws = draws.fold_in(replica)
-        if noisy.noise.shared:  # the same numbers for every batch and device of an update
+        if noisy.noise.shared:  # the same numbers for all batches and devices of one update
             draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.iterations, "int32")])).fold_in(-1)
         else:
             draws = own_draws
@@ -278,7 +278,7 @@ class NoisyModel(keras.Model):
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         super().save_own_variables(store)
-        # Keras saves no states of random layers such as Dropout, but a resumed run needs them.
+        # A resumed run needs the states of random layers such as Dropout. Keras does not save them.
         for number, state in enumerate(seed_states(self)):
             store[f"seed_state_{number}"] = state
 
@@ -308,23 +308,16 @@ class NoisyModel(keras.Model):
         return cls(**config)
 
 
-# What a model may replace of Keras' training and evaluation.
+# Methods of training and evaluation that a model can override.
 _STEPS = ("train_step", "test_step", "compute_loss", "compute_metrics", "get_metrics_result")
 
 
 def _check_model(model):
-    """Refuse a model whose own training would not be run.
-
-    Args:
-        model: what a `NoisyModel` shall wrap.
-
-    Raises:
-        ValueError: if it is not a Keras model, or trains in a way of its own.
-    """
+    """Reject what is no Keras model, and models whose own training methods would not run."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
     if isinstance(model, NoisyModel):
-        raise ValueError(f"`model` is a NoisyModel already: use it as it is. Received: {model!r}")
+        raise ValueError(f"`model` is already a NoisyModel. Use it directly. Received: {model!r}")
     replaced = [
         name
         for name in _STEPS
@@ -332,19 +325,19 @@ def _check_model(model):
     ]
     if replaced:
         raise ValueError(
-            "NoisyModel trains and evaluates a model in steps of its own, so what the model has in "
-            f"their place would not run. Received: {type(model).__name__} with its own "
-            f"{', '.join(replaced)}. Give the loss and the metrics to `compile`, or further losses "
-            "to `add_loss`; or override `compute_loss` and `compute_metrics` in a subclass of "
-            "NoisyModel; or keep the model's `train_step` and call "
-            "keras_noisylb.noisy_gradients in it."
+            "NoisyModel has its own methods of training and evaluation, so those of the wrapped "
+            f"model would not run. Received: {type(model).__name__}, which overrides "
+            f"{', '.join(replaced)}. Pass the loss and the metrics to `compile`, and other losses "
+            "to `add_loss`. Or override `compute_loss` and `compute_metrics` in a subclass of "
+            "NoisyModel. Or keep the model's `train_step` and call keras_noisylb.noisy_gradients "
+            "in it."
         )
 
 
 def _overflow_everywhere(gradients):
-    """Gradients that are not finite on this device, if they are not finite on any.
+    """Make gradients NaN on every device if they are not finite on one device.
 
-    Keras looks at the first device only when it decides whether to skip an update.
+    To decide whether to skip an update, Keras looks at the first device only.
     """
     known = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
     overflow = on_any_device(tf.logical_not(tf.reduce_all(tf.stack(known))))

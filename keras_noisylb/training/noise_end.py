@@ -1,4 +1,4 @@
-"""The step at which noise of a `noise_fraction` ends, from the epochs and steps of `fit`."""
+"""When the noise of a `noise_fraction` ends, from the epochs and steps of `fit`."""
 
 import math
 
@@ -11,8 +11,8 @@ from keras_noisylb.schedules import updates_in
 class NoiseEnd(keras.callbacks.Callback):
     """Computes the end of the noise when an epoch starts.
 
-    Every epoch computes it anew, because a `BatchChange` changes the number of steps. Only counts
-    enter, so a resumed run ends the noise at the same step as an uninterrupted one.
+    Every epoch computes it again, because a `BatchChange` changes the number of steps. It depends
+    on counts only, so a resumed run ends the noise at the same step as an uninterrupted run.
 
     Args:
         noisy: the `NoisyOptimizer`.
@@ -41,22 +41,15 @@ class NoiseEnd(keras.callbacks.Callback):
 
 
 def check_noise_end(noisy):
-    """Check in a step that it is known when the noise ends.
-
-    Args:
-        noisy: the `NoisyOptimizer`.
-
-    Raises:
-        RuntimeError: if `fit` has not computed it from `noise_fraction`.
-    """
+    """Reject a step before `fit` has computed the end of the noise from `noise_fraction`."""
     if noisy.noise_fraction is None:
         return
     with tf.init_scope():  # the value at the time when the step is traced
         known = noisy.noise_end_known
     if not known:
         raise RuntimeError(
-            "`noise_fraction` is a fraction of the training by NoisyModel.fit, and a step outside "
-            "of `fit` does not know the length of the training. For train_on_batch and custom "
-            "loops, give NoisyOptimizer the number of updates with noise: noise_steps=... "
+            "`noise_fraction` is a fraction of the training by NoisyModel.fit. A step outside of "
+            "`fit` does not know the length of the training. For train_on_batch and custom loops, "
+            "pass the number of updates with noise to NoisyOptimizer: noise_steps=... "
             f"Received: noise_fraction={noisy.noise_fraction}"
         )

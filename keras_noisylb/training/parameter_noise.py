@@ -1,17 +1,18 @@
-"""Noise that is added to the parameters, after the inner optimizer's update."""
+"""Noise that is added to the parameters after the update of the inner optimizer."""
 
 import tensorflow as tf
 
 
 class ParameterNoise:
-    """θ ← θ - α n, after the update that it belongs to (paper, equation 2).
+    """θ ← θ - α n after an update (Wen et al. 2020, equation 2).
 
-    Made before the update, so that α is the learning rate of that update.
+    It is constructed before the update, because α is the learning rate of that update.
 
     Args:
         noisy: the `NoisyOptimizer`.
-        noise: list of tensors aligned with the trainable variables, or `None`.
-        scale: the loss scale that is in the noise.
+        noise: list of tensors aligned with the trainable variables; `None` for variables without
+            noise.
+        scale: the loss scale that the noise is multiplied by.
     """
 
     def __init__(self, noisy, noise, scale):
@@ -21,10 +22,9 @@ class ParameterNoise:
         self.before = tf.identity(tf.convert_to_tensor(noisy.micro_steps))
 
     def add(self, variables):
-        """Add it to the variables, unless the update was skipped because gradients overflowed.
+        """Add the noise to the trainable variables, unless the update was skipped.
 
-        Args:
-            variables: the trainable variables.
+        A `LossScaleOptimizer` skips an update whose gradients are not finite.
         """
         applied = tf.convert_to_tensor(self.noisy.micro_steps) > self.before
         pairs = [
@@ -37,7 +37,7 @@ class ParameterNoise:
                 variable.assign(_constrained(variable, variable.value - step))
             return
         context = tf.distribute.get_replica_context()
-        # Every device has drawn noise of its own; all of them subtract the sum.
+        # Every device has drawn its own noise. All devices subtract the sum.
         steps = context.all_reduce(tf.distribute.ReduceOp.SUM, [step for _, step in pairs])
 
         def update(strategy, steps):

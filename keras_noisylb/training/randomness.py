@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed alone, and the random state of a model."""
+"""Random numbers that depend on a seed only, and the random states of a model."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class Draws:
-    """A source of independent random tensors; every call gives new numbers.
+    """A source of independent random tensors. Every call returns new numbers.
 
     Args:
         seed: integer tensor of shape (2,).
@@ -22,15 +22,15 @@ class Draws:
         self._calls = itertools.count()
 
     def _next(self):
-        # One seed for each call: tensors of different shapes drawn from the same one share numbers.
+        # One seed for each call, because draws of different shapes from one seed share numbers.
         return tf.random.fold_in(self.seed, next(self._calls))
 
     def restarted(self):
-        """The same source from its beginning, for what may be traced or run any number of times."""
+        """The same source from its beginning, for code that may be traced more than once."""
         return Draws(self.seed)
 
     def fold_in(self, number):
-        """A source of its own for `number`, such as a replica or the place of a chunk."""
+        """An independent source for `number`, such as that of a replica or a microbatch."""
         return Draws(tf.random.fold_in(self._next(), number))
 
     def normal(self, shape, dtype):
@@ -38,7 +38,7 @@ class Draws:
         return tf.random.stateless_normal(shape, self._next(), dtype=dtype)
 
     def uniform(self, shape, dtype):
-        """Numbers from [0, 1)."""
+        """Uniform numbers from [0, 1)."""
         return tf.random.stateless_uniform(shape, self._next(), dtype=dtype)
 
     def signs(self, shape, dtype):
@@ -48,13 +48,9 @@ class Draws:
 
 
 def seed_states(model):
-    """The states of random layers such as Dropout: what a resumed run needs beside the weights.
+    """The states of random layers such as Dropout, as variables in the order of the layers.
 
-    Args:
-        model: a Keras model.
-
-    Returns:
-        List of variables, in the order of the layers.
+    A resumed run needs them in addition to the weights.
     """
     weights = {id(weight) for weight in model.weights}
     return [variable for variable in model.variables if id(variable) not in weights]
