@@ -13,7 +13,7 @@ def norm(ghost=False, **options):
 
 
 def moved(model, rng):
-    """Weights and moving statistics away from their special initial values."""
+    """Moves weights and moving statistics away from their special initial values."""
     perturb(model, rng)
     for v in model.non_trainable_variables:
         if v.name.startswith("moving"):

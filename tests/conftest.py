@@ -16,7 +16,7 @@ tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def set_aside():
-    """Take all objects that live now out of the searches for garbage.
+    """Exclude all current objects from garbage collection.
 
     `clear_session` searches all objects of all imported modules and earlier tests otherwise.
     """

@@ -1,4 +1,4 @@
-"""Models that this library did not make, in tiny instances, each with data and a loss."""
+"""Third-party models, in tiny instances, each with data and a loss."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The model's own losses where a batch is computed in chunks."""
+"""The model's own losses when a batch is computed in microbatches."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def test_chunks_give_the_gradient_of_the_batch(reduction, float64, rng):
     model, (x, y) = adding_net(reduction, activity_regularizer="l1"), vectors(rng, 31)
     perturb(model, rng)
     expected = total_gradient(model, crossentropy(), x, y)
-    # Tapped by the layerwise engine, the calls are recorded just the same.
+    # The layerwise engine records the same calls through its taps.
     for noise in (SPLIT, nlb.FisherTrace(2, engine="layerwise")):
         for num_chunks in (1, 2, 3):
             gradients, _ = nlb.noisy_gradients(

@@ -1,4 +1,4 @@
-"""A `fit` that was interrupted and resumed from Keras' backup equals one that was not."""
+"""A `fit` that is interrupted and resumed from Keras' backup equals an uninterrupted `fit`."""
 
 import functools
 

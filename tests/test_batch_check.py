@@ -1,4 +1,4 @@
-"""A batch that leaves no noise is refused, whatever the form of the data and of the steps."""
+"""A batch size without noise is an error, for every form of the data and of the steps."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Layers that normalise by the batch, where a statistic is made of parts of it, in float64."""
+"""Layers with batch statistics, when a statistic uses parts of the batch, in float64."""
 
 import foreign_oracle
 import keras

@@ -1,4 +1,4 @@
-"""The temperature, the sharpness, and what it is invariant to."""
+"""The temperature, the sharpness, and its invariances."""
 
 import doctest
 

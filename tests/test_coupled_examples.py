@@ -1,4 +1,4 @@
-"""Models that couple the examples of a batch by code of their own."""
+"""Models with custom code that couples the examples of a batch."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ class OwnBatchNorm(L.Layer):
 
 
 class Gated(L.Layer):
-    """A part of the batch's mean that is learnt, from nothing."""
+    """Adds the batch mean times a trainable factor that is initially 0."""
 
     def build(self, shape):
         self.gate = self.add_weight((), "zeros")
@@ -69,7 +69,7 @@ COUPLED = {
 @pytest.mark.parametrize("name", COUPLED)
 def test_vectorized_map_refuses_them(name, rng):
     model, (x, y) = COUPLED[name](), vectors(rng)
-    for _ in range(2):  # a refusal is not forgotten
+    for _ in range(2):  # the second call raises the error too
         with pytest.raises(ValueError, match=f"the {name}.*couples the examples of a batch"):
             nlb.gradients.diagonal_fisher(model, CROSSENTROPY, x, y, engine="vectorized_map")
     with pytest.raises(ValueError, match=f"the {name}.*couples"):
@@ -93,7 +93,7 @@ def test_they_are_refused_however_a_step_runs(how, rng):
 
 
 class Ranked(L.Layer):
-    """Treats every example alone, in ways that a careless check takes for coupling."""
+    """Processes every example separately, in ways that a careless check takes for coupling."""
 
     def call(self, x):
         ranked = tf.sort(x, axis=1) - tf.reduce_mean(x, axis=1, keepdims=True)

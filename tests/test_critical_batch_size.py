@@ -53,7 +53,7 @@ def test_coverage(name, rng):
     ):
         deviation = np.std(values)
         assert abs(np.mean(values) - expected) < 5 * deviation / np.sqrt(repeats)
-        # The jackknife errs on the side of caution.
+        # The jackknife overestimates variances, so the coverage is too large.
         assert 0.9 < np.sqrt(np.mean(np.square(errors))) / deviation < 1.5
 
 

@@ -148,7 +148,7 @@ def test_no_network_and_no_copy(tmp_path, offline):
         str(tmp_path / "mnist"),
         "https://",
         "Connection refused",
-        "connect",
+        "Connect",
         "copy",
         "data_dir=",
     ):

@@ -1,4 +1,4 @@
-"""What is computed eagerly is what a graph computes: numbers drawn, rows run forward."""
+"""Eager and graph execution agree: random numbers, and the number of examples computed."""
 
 import keras
 import numpy as np
@@ -85,5 +85,5 @@ def test_no_forward_pass_is_larger_than_a_chunk(masked, rng):
     seen.rows.clear()
     noise = nlb.DiagonalFisher(4, estimator="weighted")
     nlb.noisy_gradients(model, CROSSENTROPY, x, y, noise, 0, num_microbatches=3)
-    # The loss divides by what the masks of all chunks leave: those of later ones come first.
+    # The loss divides by the unmasked size of all microbatches, so later masks are needed first.
     assert seen.rows == [10] * (5 if masked else 3)

@@ -1,4 +1,4 @@
-"""Noises that take every model that Keras can train."""
+"""Noises that work for every model that Keras can train."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Kills, full disks and damaged files: what was finished stays, and the rest continues."""
+"""Kills, full disks and damaged files: finished results are kept, and the rest continues."""
 
 import contextlib
 import errno

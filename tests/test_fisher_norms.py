@@ -1,4 +1,4 @@
-"""Norms of the Fisher against the dense matrix, by every way to a Gram matrix."""
+"""Norms of the Fisher against the dense matrix, for every way to compute a Gram matrix."""
 
 import dataclasses
 import doctest

@@ -1,4 +1,4 @@
-"""Every estimator on models of other origin: equal to a brute-force oracle, or refused by name.
+"""Every estimator on third-party models: equal to a brute-force oracle, or a named error.
 
 `TABLE` says which; each of its cells has a test of its own, and docs/foreign_models.md shows it.
 `python tests/test_foreign_models.py` brings the table on that page up to date.

@@ -38,7 +38,7 @@ def moments(model, x, y):
 
 
 def assert_variance(found, traces, factor=1.2):
-    """Within five standard errors, which are so small that `factor` times it is not."""
+    """Check a variance within five standard errors, and that `factor` times it fails."""
     blocks = traces / found.sizes
     total = traces.sum() / found.sizes.sum()
     for value, error, right in (

@@ -19,7 +19,7 @@ IMAGE, SEQUENCE = (5, 6, 2), (5, 3)
 
 
 def chain(shape, *middle):
-    """The layers in a row, some of them perhaps twice, and what ends the network."""
+    """A chain of layers, some of them possibly called twice, and the last layer."""
     ends = [] if len(shape) == 1 else [layers.Flatten(), layers.Dense(2)]
     x = inputs = keras.Input(shape)
     for layer in (*middle, *ends):
@@ -28,7 +28,7 @@ def chain(shape, *middle):
 
 
 def kernel_inputs(layer, x):
-    """What the kernel meets, (M, T, rows): the output is linear in it, W ↦ aᵀ W."""
+    """The inputs a of the kernel, (M, T, rows): the output is linear in the kernel, W ↦ aᵀ W."""
     with tf.GradientTape() as tape:
         z = tf.reshape(layer(x)[..., 0], (len(x), -1))
     a = np.asarray(tape.jacobian(z, layer.kernel))[..., 0]

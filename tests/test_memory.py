@@ -1,4 +1,4 @@
-"""What a step takes, read off its graph, against hand counts."""
+"""The memory of a step, computed from its graph, against counts by hand."""
 
 import keras
 import pytest

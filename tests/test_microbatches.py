@@ -1,4 +1,4 @@
-"""Batches in chunks."""
+"""Batches computed in microbatches."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""NoisyOptimizer is to its user the optimizer that it wraps."""
+"""NoisyOptimizer has the interface of the optimizer that it wraps."""
 
 import inspect
 

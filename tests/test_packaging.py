@@ -1,4 +1,4 @@
-"""What the distribution declares agrees with what the source does."""
+"""The declared dependencies agree with the imports of the source."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Everything public is saved and loaded, and what was loaded trains on as if nothing had been."""
+"""Everything public can be saved and loaded, and continues training after loading."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""Where the noise enters: the gradient or the parameters, on one device and on several."""
+"""Placement of the noise: gradient or parameters, on one device and on several."""
 
 import keras
 import numpy as np

@@ -92,7 +92,7 @@ def test_documented_example(tmp_path, monkeypatch, capsys):
 
 
 def named(*names):
-    """A function with these arguments that returns what it was handed."""
+    """A function with these arguments that returns them."""
     scope = {}
     exec(f"def f({', '.join(names)}): return locals()", scope)
     return scope["f"]

@@ -1,4 +1,4 @@
-"""What `report` says against hand counts and against what a step does."""
+"""The output of `report` against counts by hand and against a training step."""
 
 import keras
 import numpy as np

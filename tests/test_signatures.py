@@ -1,4 +1,4 @@
-"""Options are named: nobody can hand one in the place of another."""
+"""Options are keyword-only, so that they cannot be confused."""
 
 import inspect
 
@@ -11,7 +11,7 @@ POSITIONAL_OPTIONS = 1
 
 
 def too_many(function):
-    """Parameters with a default, beyond the first, that can be handed without their name."""
+    """Parameters with a default, except the first, that can be passed by position."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = inspect.signature(function).parameters.values()
     options = [p.name for p in parameters if p.kind is positional and p.default is not p.empty]

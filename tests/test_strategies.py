@@ -1,4 +1,4 @@
-"""What is refused under a distribution strategy, and why it has to be."""
+"""Options that are errors under a distribution strategy, and the reason for it."""
 
 import contextlib
 import os

@@ -46,7 +46,7 @@ def add_small(setitem=dict.__setitem__):
 
 
 def trust_the_data():
-    """Spare the process that looks for the data sets, which a test of its own has."""
+    """Skip the process that looks for the data sets; another test runs it."""
     queue.ask = lambda *arguments: ""
 
 

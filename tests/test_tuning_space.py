@@ -1,4 +1,4 @@
-"""What a search chooses from, and what a trial's values are made into."""
+"""The search space, and the noise and schedule of a trial."""
 
 import keras
 import keras_tuner

@@ -1,4 +1,4 @@
-"""Every public symbol has types; `.ci/types` checks with mypy that they fit what it is used for."""
+"""Every public symbol has types; `.ci/types` checks a program that uses them with mypy."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""What a NoisyModel takes, what it refuses, and what it says of a training without noise."""
+"""What a NoisyModel accepts and rejects, and its warnings about a training without noise."""
 
 import warnings
 
