@@ -5,8 +5,8 @@
 
 Every library computes, for the same network and batch on the CPU, the gradient of the mean loss and
 the mean over examples of the squared per-example gradients (the diagonal of the empirical Fisher).
-Each library runs in a process of its own. The processes take turns, so that whatever else the
-machine does slows all of them. Times are medians; a ratio is that of the medians in one process.
+Each library runs in a separate process. The processes alternate, so that other load of the machine
+slows all of them equally. Times are medians; ratios are ratios of medians in one process.
 """
 
 import argparse

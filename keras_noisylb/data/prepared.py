@@ -118,11 +118,11 @@ def _download(name, folder):
 def reach(url):
     """Check that a server answers.
 
-    A refusal is an answer too. So is a certificate that this Python does not know: TensorFlow
-    Datasets brings certificates of its own.
+    An HTTP error counts as an answer. So does a certificate error, because TensorFlow Datasets uses
+    its own certificates.
 
     Args:
-        url: an address on it.
+        url: an address on the server.
 
     Raises:
         OSError: if there is no answer within 5 seconds.
