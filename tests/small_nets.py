@@ -25,18 +25,18 @@ def crossentropy(reduction="sum_over_batch_size"):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
 
 
-def statistic(model, x, y, kind, num_chunks):
+def statistic(model, x, y, kind, num_microbatches):
     target = nlb.gradients.objective(model, crossentropy())
     batch = Batch(tf.constant(x), tf.constant(y))
-    return compute(target, batch, kind, None, num_chunks).statistic
+    return compute(target, batch, kind, None, num_microbatches).statistic
 
 
-def assert_same_training(plain, chunked, rtol=1e-5):
-    for a, b in zip(plain[0], chunked[0], strict=True):
+def assert_same_training(plain, in_parts, rtol=1e-5):
+    for a, b in zip(plain[0], in_parts[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6)
-    assert plain[1].keys() == chunked[1].keys()
+    assert plain[1].keys() == in_parts[1].keys()
     for key, values in plain[1].items():
-        np.testing.assert_allclose(values, chunked[1][key], rtol=1e-4, err_msg=key)
+        np.testing.assert_allclose(values, in_parts[1][key], rtol=1e-4, err_msg=key)
 
 
 def branched_net():

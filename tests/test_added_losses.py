@@ -37,13 +37,13 @@ def adding_net(reduction, **options):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_chunks_give_the_gradient_of_the_batch(reduction, float64, rng):
+def test_microbatches_give_the_gradient_of_the_batch(reduction, float64, rng):
     model, (x, y) = adding_net(reduction, activity_regularizer="l1"), vectors(rng, 31)
     perturb(model, rng)
     expected = total_gradient(model, crossentropy(), x, y)
     # The layerwise engine records the same calls through its taps.
     for noise in (SPLIT, nlb.FisherTrace(2, engine="layerwise")):
-        for num_chunks in (1, 2, 3):
+        for num_microbatches in (1, 2, 3):
             gradients, _ = nlb.noisy_gradients(
                 model,
                 crossentropy(),
@@ -51,7 +51,7 @@ def test_chunks_give_the_gradient_of_the_batch(reduction, float64, rng):
                 y,
                 noise,
                 0,
-                num_microbatches=num_chunks,
+                num_microbatches=num_microbatches,
                 add_loss_reduction=reduction,
             )
             assert_close(gradients, expected)

@@ -68,7 +68,7 @@ def test_parts_of_a_batch_are_normalised_as_the_whole(problem, monkeypatch):
     whole, few = ([np.mean(g[:n] ** 2, axis=0) for g in expected] for n in (M, KEPT))
     oracle.assert_close(gradients.per_example_gradients(*parts(problem)), expected)
     for budget in (2**20, 1):  # bytes: all examples at once, and one at a time
-        monkeypatch.setattr("keras_noisylb.gradients.slices.CHUNK_BYTES", budget)
+        monkeypatch.setattr("keras_noisylb.gradients.slices.SLICE_BYTES", budget)
         oracle.assert_close(gradients.diagonal_fisher(*parts(problem)), whole)
         oracle.assert_close(gradients.diagonal_fisher(*parts(problem), max_examples=KEPT), few)
         noise = nlb.KroneckerFactored(2, max_examples=KEPT)
@@ -79,22 +79,22 @@ def test_parts_of_a_batch_are_normalised_as_the_whole(problem, monkeypatch):
 
 def test_blocks_of_a_gram_matrix_are_normalised_as_the_whole(problem, monkeypatch):
     rows = list(foreign_oracle.contributions(problem))
-    monkeypatch.setattr(gram, "chunk_size", lambda elements, dtype: 2)
+    monkeypatch.setattr(gram, "slice_size", lambda elements, dtype: 2)
     found = nlb.diagnostics.fisher_norms(*parts(problem), batch_size=M, verbose=0)
     for column, block_full in zip(zip(*rows, strict=True), found.block_full, strict=True):
         g = np.reshape(column, (M, -1))
         np.testing.assert_allclose(block_full, np.linalg.norm(g @ g.T) / M, rtol=1e-9)
 
 
-def test_parts_of_chunks_are_normalised_as_the_whole(rng):
+def test_parts_of_microbatches_are_normalised_as_the_whole(rng):
     model = twice(nlb.GhostBatchNormalization(GHOST))
     oracle.perturb(model, rng)
     x, y = rng.standard_normal((M, 4)), rng.standard_normal((M, 3))
     problem = Problem(model, squared_error, x, y, coupled=True)
-    rows = [0, 1, 2, 4, 5, 6]  # 5 of 7, rounded up in each of two chunks of one ghost
+    rows = [0, 1, 2, 4, 5, 6]  # 5 of 7, rounded up in each of two microbatches of one ghost
     columns = zip(*foreign_oracle.contributions(problem), strict=True)
     expected = [np.mean(np.stack(column)[rows] ** 2, axis=0) for column in columns]
     batch = Batch(tf.constant(x), tf.constant(y))
     target = gradients.objective(model, squared_error)
     kind = squares(model, batch.x, max_examples=KEPT)
-    oracle.assert_close(compute(target, batch, kind, None, num_chunks=2).statistic, expected)
+    oracle.assert_close(compute(target, batch, kind, None, num_microbatches=2).statistic, expected)

@@ -372,12 +372,12 @@ def test_every_update_has_the_rate_of_its_batch(tmp_path):
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
 
 
-def test_large_batches_of_a_change_are_computed_in_chunks(tmp_path, monkeypatch):
+def test_large_batches_of_a_change_are_computed_in_microbatches(tmp_path, monkeypatch):
     seen = []
 
-    def compute(objective, batch, statistic, draws, num_chunks):
-        seen.append(num_chunks)
-        return accumulate.compute(objective, batch, statistic, draws, num_chunks)
+    def compute(objective, batch, statistic, draws, num_microbatches):
+        seen.append(num_microbatches)
+        return accumulate.compute(objective, batch, statistic, draws, num_microbatches)
 
     monkeypatch.setattr(step, "compute", compute)
     # Ghosts of the small batch's size: it could not be cut.

@@ -76,7 +76,7 @@ class Seen(L.Layer):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_no_forward_pass_is_larger_than_a_chunk(masked, rng):
+def test_no_forward_pass_is_larger_than_a_microbatch(masked, rng):
     seen = Seen()
     embedding = [L.Embedding(7, 3, mask_zero=True)] if masked else []
     model = keras.Sequential([keras.Input((4,)), *embedding, seen, L.Dense(3)])

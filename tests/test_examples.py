@@ -17,7 +17,9 @@ import keras
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import oracle
 import pytest
+import sampling
 import tensorflow as tf
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
@@ -139,6 +141,31 @@ def test_custom_loop(monkeypatch):
     assert (gradient > 0).all()
     assert (noise > 0).tolist() == [True, False, False]
     assert names["losses"][-1] < names["losses"][0]
+
+
+def test_own_statistic(monkeypatch, capsys, float64, rng):
+    names = run_script("own_statistic", monkeypatch, "--examples", "400", "--steps", "8")
+    norms = np.array(list(names["norms"].values()))
+    assert (np.diff(norms) > 0).all()
+    assert names["history"]["loss"][-1] < names["history"]["loss"][0]
+    printed = capsys.readouterr().out
+    assert "2 directions of 8 microbatches" in printed and "has rank 2" in printed
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    x, y = rng.standard_normal((17, 3)), rng.standard_normal((17, 2))
+    gradients = oracle.one_by_one(model, keras.losses.mean_squared_error, x, y)
+    rows = sampling.matrix(gradients)
+    # 17 examples are cut into six microbatches, of which the first has two and the others three.
+    parts = np.split(rows, range(2, 17, 3))
+    vectors = np.stack([len(p) ** 0.5 * (p.mean(0) - rows.mean(0)) for p in parts])
+    whole = vectors.T @ vectors / 5
+    _, directions = np.linalg.eigh(whole)
+    projection = directions[:, -2:] @ directions[:, -2:].T
+    scale = 1 / 4 - 1 / 17
+    leading = scale * projection @ whole @ projection
+    noise = names["LowRank"](small_batch_size=4, rank=2)
+    samples = sampling.draw(noise, model, keras.losses.mean_squared_error, x, y)
+    sampling.assert_only(samples, leading, scale * whole)
 
 
 @pytest.mark.slow

@@ -128,12 +128,12 @@ def test_embedding(float64, rng):
 
 
 @pytest.mark.parametrize("name", ["sequence, long", "sequence, short", "conv, large", "grouped"])
-def test_chunks_are_small_and_change_nothing(name, float64, rng, monkeypatch):
+def test_slices_are_small_and_change_nothing(name, float64, rng, monkeypatch):
     shape, stack, _ = MODELS[name]
     model, x, y = problem(shape, stack(), rng)
     largest, limit = [], 170
-    monkeypatch.setattr(gram, "CHUNK_BYTES", limit)
-    monkeypatch.setattr(gram, "chunk_size", lambda elements, dtype: max(limit // elements // 8, 1))
+    monkeypatch.setattr(gram, "SLICE_BYTES", limit)
+    monkeypatch.setattr(gram, "slice_size", lambda elements, dtype: max(limit // elements // 8, 1))
 
     def spy(name, measured):
         function = getattr(gram, name)
@@ -165,9 +165,9 @@ def test_whoever_registers_a_rule_is_not_overruled(float64, rng, monkeypatch):
     assert_norms(measure(model, x, y), expected)
 
 
-@pytest.mark.parametrize("chunk", [2, 100])
-def test_the_other_engine(chunk, float64, rng, monkeypatch):
-    monkeypatch.setattr(products, "chunk_size", lambda elements, dtype: chunk)
+@pytest.mark.parametrize("size", [2, 100])
+def test_the_other_engine(size, float64, rng, monkeypatch):
+    monkeypatch.setattr(products, "slice_size", lambda elements, dtype: size)
     model, x, y = problem((3,), [layers.Dense(2), Unruly(), layers.Dense(2)], rng)
     expected = one_by_one(model, mse, x, y)
     with pytest.warns(UserWarning, match="slow vectorized_map engine.*Unruly"):

@@ -142,8 +142,8 @@ def assert_exact(problem, estimator, rng, monkeypatch):
         return keras.ops.convert_to_tensor(weights, dtype)
 
     monkeypatch.setattr("keras_noisylb.training.randomness.Draws.normal", known)
-    # One chunk: tf.vectorized_map takes long to trace.
-    monkeypatch.setattr("keras_noisylb.gradients.slices.CHUNK_BYTES", 2**31)
+    # One microbatch: tf.vectorized_map takes long to trace.
+    monkeypatch.setattr("keras_noisylb.gradients.slices.SLICE_BYTES", 2**31)
     gradient, statistic = run(problem, estimator)
     assert_same(gradient, right_gradient, problem.rtol)
     if estimator == "split":  # each half is multiplied by a float32 number

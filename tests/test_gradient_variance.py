@@ -139,19 +139,19 @@ def test_dropout_is_part_of_the_variance_and_gets_its_seeds_back(float64, rng):
     before = [keras.ops.convert_to_numpy(v) for v in model.variables]
     # The gradient of the output is mask · x / 0.75.
     scale = 1 / np.sqrt(1 + 1e-3)
-    for chunks in (1, 2):
-        rows = np.repeat(x, chunks, axis=0)
+    for number in (1, 2):
+        rows = np.repeat(x, number, axis=0)
         found = gradient_variance(
             model,
             lambda y, y_pred: y_pred[..., 0],
             rows,
-            np.zeros(chunks),
-            batch_size=chunks,
+            np.zeros(number),
+            batch_size=number,
             draws=2000,
-            num_microbatches=chunks,
+            num_microbatches=number,
             verbose=0,
         )
-        assert_variance(found, np.array([scale**2 * np.sum(x**2) / 3 / chunks]))
+        assert_variance(found, np.array([scale**2 * np.sum(x**2) / 3 / number]))
     for v, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v, value)
 
@@ -194,8 +194,8 @@ def test_datasets_and_microbatches(problem):
     expected = np.concatenate([rows] * 3).var(axis=0, ddof=1)
     assert found.variance == pytest.approx(expected.mean(), 1e-10)
     assert found.batch_size == 8
-    plain, chunked = measure(*problem, draws=5), measure(*problem, draws=5, num_microbatches=3)
-    assert chunked.variance == pytest.approx(plain.variance, 1e-10)
+    plain, in_parts = measure(*problem, draws=5), measure(*problem, draws=5, num_microbatches=3)
+    assert in_parts.variance == pytest.approx(plain.variance, 1e-10)
 
 
 X = np.ones((20, 3), "float32")

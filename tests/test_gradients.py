@@ -120,11 +120,11 @@ def test_few_examples(engine, rng):
 
 @pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize("budget", [1, 2000, 5000])
-def test_chunks_do_not_change_the_sums(engine, budget, rng, monkeypatch):
+def test_slices_do_not_change_the_sums(engine, budget, rng, monkeypatch):
     model = image_net(layers.Conv2D(6, 3), layers.Dense(4))
     x, y = data(model, rng, count=7)
     expected = gradients.diagonal_fisher(model, MSE, x, y, engine=engine)
-    monkeypatch.setattr("keras_noisylb.gradients.slices.CHUNK_BYTES", budget)
+    monkeypatch.setattr("keras_noisylb.gradients.slices.SLICE_BYTES", budget)
     for jit in (False, True) if (engine, budget) == ("layerwise", 2000) else (False,):
         function = tf.function(
             lambda x, y: gradients.diagonal_fisher(model, MSE, x, y, engine=engine),

@@ -37,17 +37,17 @@ def test_a_dense_network_by_hand():
     """Forward, x, h and y are kept; backward needs the gradients of one layer at a time."""
     rows, wide = 1000, 64
     model = keras.Sequential([keras.Input((8,)), L.Dense(wide, use_bias=False), L.Dense(1)])
-    found = memory.chunk_bytes(model, PlainStep(), tf.TensorSpec((None, 8)), rows)
+    found = memory.microbatch_bytes(model, PlainStep(), tf.TensorSpec((None, 8)), rows)
     activations = 4 * rows * (8 + wide)
     assert activations < found / memory.ALLOWANCE < 4 * rows * (8 + 2 * wide) + 20_000
-    twice = memory.chunk_bytes(model, PlainStep(), tf.TensorSpec((None, 8)), 2 * rows)
+    twice = memory.microbatch_bytes(model, PlainStep(), tf.TensorSpec((None, 8)), 2 * rows)
     assert twice == pytest.approx(2 * found, rel=0.05)
 
 
 @pytest.mark.parametrize("batch_size", [100, 256, 1000])
 @pytest.mark.parametrize("limit", [1, 20, 100, 333, 2000])
-def test_the_fewest_chunks_are_found(batch_size, limit):
-    number, found = memory.fewest_chunks(lambda rows: rows, limit, batch_size, [GHOST])
+def test_the_fewest_microbatches_are_found(batch_size, limit):
+    number, found = memory.fewest_microbatches(lambda rows: rows, limit, batch_size, [GHOST])
     sizes = {
         2**k: cut(batch_size, 2**k, [GHOST]).largest for k in range(7) if 2**k * GHOST <= batch_size
     }

@@ -44,34 +44,34 @@ def boundaries(size, ghost):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_chunks_hold_whole_ghosts(dynamic):
-    for num_chunks in (1, 2, 3, 5, 8):
+def test_microbatches_hold_whole_ghosts(dynamic):
+    for num_microbatches in (1, 2, 3, 5, 8):
         for ghosts in ((), (1,), (4,), (6,), (4, 8), (4, 6)):
             for size in (0, 1, 2, 5, 8, 17, 23, 24, 31, 48, 50_000):
-                chunks = cut(tf.constant(size) if dynamic else size, num_chunks, ghosts)
-                number = int(chunks.number)
-                starts = [int(chunks.start(k)) for k in range(number + 1)]
+                microbatches = cut(tf.constant(size) if dynamic else size, num_microbatches, ghosts)
+                number = int(microbatches.number)
+                starts = [int(microbatches.start(k)) for k in range(number + 1)]
                 rows = np.diff(starts)
                 assert starts[0] == 0 and starts[-1] == size
-                assert 1 <= number <= num_chunks
+                assert 1 <= number <= num_microbatches
                 assert min(rows) > 0 or size == 0
-                assert bool(chunks.single) == (bool(ghosts) and number == 1)
-                extra = {0} if chunks.even else {0, 1}
-                assert set(rows[1:] - int(chunks.size)) <= extra
+                assert bool(microbatches.single) == (bool(ghosts) and number == 1)
+                extra = {0} if microbatches.even else {0, 1}
+                assert set(rows[1:] - int(microbatches.size)) <= extra
                 for ghost in ghosts if 0 < size < 100 else ():
                     assert set(starts) <= set(boundaries(size, ghost))
-                    if len(ghosts) == 1 and size % (ghost * num_chunks) == 0:
-                        assert set(rows) == {size // num_chunks}
+                    if len(ghosts) == 1 and size % (ghost * num_microbatches) == 0:
+                        assert set(rows) == {size // num_microbatches}
 
 
-@pytest.mark.parametrize(("size", "num_chunks"), [(12, 2), (13, 2), (31, 5), (7, 3), (1, 2)])
-def test_contrast_is_the_scaled_difference_of_the_halves(size, num_chunks, rng):
+@pytest.mark.parametrize(("size", "num_microbatches"), [(12, 2), (13, 2), (31, 5), (7, 3), (1, 2)])
+def test_contrast_is_the_scaled_difference_of_the_halves(size, num_microbatches, rng):
     g = rng.standard_normal(size)
-    chunks = cut(size, num_chunks)
-    bounds = [chunks.start(k) for k in range(chunks.number + 1)]
+    microbatches = cut(size, num_microbatches)
+    bounds = [microbatches.start(k) for k in range(microbatches.number + 1)]
     parts = [g[a:b].sum() / size for a, b in itertools.pairwise(bounds)]
-    actual = sum(float(chunks.contrast(k)) * part for k, part in enumerate(parts))
-    middle = bounds[(chunks.number + 1) // 2]
+    actual = sum(float(microbatches.contrast(k)) * part for k, part in enumerate(parts))
+    middle = bounds[(microbatches.number + 1) // 2]
     a, b = g[:middle], g[middle:]
     expected = np.sqrt(len(a) * len(b) / size) * (a.mean() - b.mean()) if size > 1 else 0.0
     assert actual == pytest.approx(expected, rel=1e-5)
@@ -118,17 +118,17 @@ def sequences(rng, size=M):
         (masked_net, sequences, True, "mean_with_sample_weight"),
     ],
 )
-def test_chunks_give_the_gradient_of_the_batch(make, data, weighted, reduction, float64, rng):
+def test_microbatches_give_the_gradient_of_the_batch(make, data, weighted, reduction, float64, rng):
     model, (x, y), loss = make(), data(rng), crossentropy(reduction)
     perturb(model, rng)
     weight = rng.uniform(0, 2, y.shape) if weighted else None
     start = model.get_weights()
     expected = total_gradient(model, loss, x, y, weight)
     state = model.get_weights()
-    for num_chunks in (1, 2, 5):
+    for num_microbatches in (1, 2, 5):
         model.set_weights(start)
         gradients, _ = nlb.noisy_gradients(
-            model, loss, x, y, NO_NOISE, 0, sample_weight=weight, num_microbatches=num_chunks
+            model, loss, x, y, NO_NOISE, 0, sample_weight=weight, num_microbatches=num_microbatches
         )
         assert_close(dense(gradients), expected)
         assert_close(model.get_weights(), state)
@@ -145,24 +145,25 @@ def half_gradients(model, x, y, middle):
     return gradients
 
 
-def computed(model, num_chunks):
+def computed(model, num_microbatches):
     """Function of a batch that gives gradient, difference of the halves and state."""
     target = nlb.gradients.objective(model, crossentropy())
 
-    def compute_in_chunks(x, y):
+    def compute_in_parts(x, y):
         batch = Batch(tf.convert_to_tensor(x), tf.convert_to_tensor(y))
-        found = compute(target, batch, Split(), None, num_chunks)
+        found = compute(target, batch, Split(), None, num_microbatches)
         return found.gradients, found.statistic, [value for _, value in found.state]
 
-    return compute_in_chunks
+    return compute_in_parts
 
 
-def assert_ghosts_are_kept(model, compute_in_chunks, size, num_chunks, rng):
-    """Gradient, moving statistics and halves of a batch in chunks against the whole batch's."""
+def assert_ghosts_are_kept(model, compute_in_parts, size, num_microbatches, rng):
+    """Gradient, moving statistics and halves against those of the whole batch."""
     x, y = vectors(rng, size)
-    gradients, statistic, state = compute_in_chunks(x, y)
-    chunks = cut(size, num_chunks, ghost_sizes(model))
-    middle = chunks.start((chunks.number + 1) // 2) if chunks.number > 1 else (size + 1) // 2
+    gradients, statistic, state = compute_in_parts(x, y)
+    microbatches = cut(size, num_microbatches, ghost_sizes(model))
+    several = microbatches.number > 1
+    middle = microbatches.start((microbatches.number + 1) // 2) if several else (size + 1) // 2
     halves = zip(*half_gradients(model, x, y, middle), strict=True)
     scale = np.sqrt(middle * (size - middle) / size)
     assert_close(statistic, [scale * (a - b) for a, b in halves], rtol=1e-6)  # float32 contrasts
@@ -172,14 +173,14 @@ def assert_ghosts_are_kept(model, compute_in_chunks, size, num_chunks, rng):
     model.set_weights(start)
 
 
-@pytest.mark.parametrize(("ghosts", "size", "num_chunks"), [
+@pytest.mark.parametrize(("ghosts", "size", "num_microbatches"), [
     ((6,), 17, 2), ((4,), 23, 3), ((4,), 23, 4), ((6,), 9, 2), ((6,), 4, 3), ((4, 8), 34, 3),
     ((4, 6), 24, 5), ((4, 6), 35, 2),
 ])  # fmt: skip
-def test_chunks_keep_the_ghosts_of_the_batch(ghosts, size, num_chunks, float64, rng):
+def test_microbatches_keep_the_ghosts_of_the_batch(ghosts, size, num_microbatches, float64, rng):
     model = ghost_net(*ghosts)
     perturb(model, rng)
-    assert_ghosts_are_kept(model, computed(model, num_chunks), size, num_chunks, rng)
+    assert_ghosts_are_kept(model, computed(model, num_microbatches), size, num_microbatches, rng)
 
 
 @pytest.mark.parametrize(("jit_compile", "sizes"), [(False, (23, 24, 17, 9, 5)), (True, (23,))])
@@ -228,7 +229,7 @@ def test_ghosts_of_something_else_than_examples_are_refused(rows, rng):
 
 
 @pytest.mark.parametrize("engine", ["layerwise", "vectorized_map"])
-def test_chunks_give_the_same_mean_squares(engine, float64, rng):
+def test_microbatches_give_the_same_mean_squares(engine, float64, rng):
     model, (x, y) = ghost_net(), vectors(rng)
     perturb(model, rng)
     kind = squares(model, x, engine)
@@ -247,29 +248,29 @@ def test_chunks_give_the_same_mean_squares(engine, float64, rng):
 
         every = contributions(forward, model.trainable_variables, crossentropy(), tf.constant(x), y)
         assert_close(expected, [np.square(g).mean(0) for g in every])
-    for num_chunks in (2, 5):
-        assert_close(statistic(model, x, y, kind, num_chunks), expected)
+    for num_microbatches in (2, 5):
+        assert_close(statistic(model, x, y, kind, num_microbatches), expected)
 
 
-def test_chunks_give_the_statistics_of_one_example_at_a_time(float64, rng):
+def test_microbatches_give_the_statistics_of_one_example_at_a_time(float64, rng):
     model, (x, y) = plain_net(), vectors(rng, 31)
     perturb(model, rng)
     every = one_by_one(model, crossentropy(), x, y)
     layers = tuple(model.layers)
-    for num_chunks in (2, 5):
-        chunks = cut(31, num_chunks)
-        bounds = [chunks.start(k) for k in range(chunks.number + 1)]
+    for num_microbatches in (2, 5):
+        microbatches = cut(31, num_microbatches)
+        bounds = [microbatches.start(k) for k in range(microbatches.number + 1)]
         rows = [np.arange(a, b) for a, b in itertools.pairwise(bounds)]
         used = np.concatenate([r[: math.ceil(10 * len(r) / 31)] for r in rows])
-        found = statistic(model, x, y, LayerwiseSquares(layers, max_examples=10), num_chunks)
+        found = statistic(model, x, y, LayerwiseSquares(layers, max_examples=10), num_microbatches)
         assert_close(found, [np.square(g[used]).mean(0) for g in every])
-        a, b = np.split(np.arange(31), [bounds[(chunks.number + 1) // 2]])
-        found = statistic(model, x, y, Split(), num_chunks)
+        a, b = np.split(np.arange(31), [bounds[(microbatches.number + 1) // 2]])
+        found = statistic(model, x, y, Split(), num_microbatches)
         scale = np.sqrt(len(a) * len(b) / 31)
         expected = [scale * (g[a].mean(0) - g[b].mean(0)) for g in every]
         assert_close(found, expected, rtol=1e-6)  # the contrast is a float32 number
         kind = KroneckerFactors(layers, factored_places(model), damping=0.1)
-        _, roots = statistic(model, x, y, kind, num_chunks)
+        _, roots = statistic(model, x, y, kind, num_microbatches)
         a = np.concatenate([x, np.ones((31, 1))], 1)
         covariance = a.T @ a / 31
         covariance += 0.1 * np.trace(covariance) / 6 * np.eye(6)
@@ -277,7 +278,7 @@ def test_chunks_give_the_statistics_of_one_example_at_a_time(float64, rng):
 
 
 def fit_pair(make, loss, x, y, num_microbatches, noisy=False, compiled=None, **options):
-    """Weights and histories of the plain model and of one in chunks, with its noise off."""
+    """Weights and histories of the plain model and of one in microbatches, with its noise off."""
     options = {"batch_size": M, "epochs": 2, "verbose": 0, "shuffle": False, **options}
     results = []
     for wrapped in (False, True):
@@ -305,11 +306,11 @@ def test_several_outputs_train_as_in_keras(num_microbatches, rng):
         "weighted_metrics": {"p": ["mae"], "q": ["accuracy"]},
         "run_eagerly": num_microbatches == 5,
     }
-    plain, chunked = fit_pair(
+    plain, in_parts = fit_pair(
         branched_net, BRANCHED_LOSS, x, y, num_microbatches, compiled=compiled,
         sample_weight=weights, validation_split=0.1, noisy=num_microbatches == 2,
     )  # fmt: skip
-    assert_same_training(plain, chunked)
+    assert_same_training(plain, in_parts)
     assert {"loss", "p_loss", "q_loss", "p_mae", "q_accuracy", "val_p_loss"} <= plain[1].keys()
 
 
@@ -342,7 +343,7 @@ def convolutional_net():
 
 
 @pytest.mark.parametrize("make", [plain_net, convolutional_net])
-def test_chunks_compiled_by_xla(make, rng):
+def test_microbatches_compiled_by_xla(make, rng):
     x, y = vectors(rng, 31)
     compiled = {"jit_compile": True}
     results = fit_pair(make, CROSSENTROPY, x, y, 4, compiled=compiled, batch_size=31)
@@ -357,11 +358,11 @@ def test_masks_train_as_in_keras(run_eagerly, rng):
         ])  # fmt: skip
 
     x, y = sequences(rng, M + 1)
-    plain, chunked = fit_pair(
+    plain, in_parts = fit_pair(
         network, crossentropy("mean_with_sample_weight"), x, y, 3,
         compiled={"metrics": ["accuracy"], "run_eagerly": run_eagerly},
     )  # fmt: skip
-    assert_same_training(plain, chunked)
+    assert_same_training(plain, in_parts)
 
 
 @pytest.mark.parametrize(("ghost", "message"), [(6, "num_microbatches=5"), (50, "microbatches=1")])

@@ -117,8 +117,8 @@ def test_the_logs_have_the_expected_values(case, rng):
     np.testing.assert_allclose(logs["noise_to_gradient"], ratio, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_chunks", [2, 3])
-def test_moments_are_unbiased(num_chunks, float64, rng):
+@pytest.mark.parametrize("num_microbatches", [2, 3])
+def test_moments_are_unbiased(num_microbatches, float64, rng):
     """Their means over all orders of a batch, exactly."""
     x, y = rng.standard_normal((4, 3)), rng.standard_normal((4, 2))
     model, loss = network(), keras.losses.MeanSquaredError()
@@ -131,7 +131,9 @@ def test_moments_are_unbiased(num_chunks, float64, rng):
     for order in map(list, itertools.permutations(range(4))):
         batch = Batch(tf.constant(x[order]), tf.constant(y[order]))
         target = nlb.gradients.objective(model, loss)
-        statistic = compute(target, batch, WithMoments(PlainStep()), None, num_chunks).statistic
+        statistic = compute(
+            target, batch, WithMoments(PlainStep()), None, num_microbatches
+        ).statistic
         found.append([float(moment) for moment in statistic[1]])
     expected = [variance, data - variance / 4, total - variance / 4]
     np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-5)

@@ -173,7 +173,7 @@ def two_losses(y, y_pred):
 
 
 @pytest.mark.parametrize(
-    ("build", "losses", "examples", "chunks", "half", "weighted"),
+    ("build", "losses", "examples", "microbatches", "half", "weighted"),
     [
         (network, MSE, 12, 1, 6, False),
         (network, MSE, 13, 1, 6, True),
@@ -183,7 +183,7 @@ def two_losses(y, y_pred):
         (two_outputs, two_losses, 12, 1, 6, True),
     ],
 )
-def test_vectors_of_one_batch(build, losses, examples, chunks, half, weighted, rng):
+def test_vectors_of_one_batch(build, losses, examples, microbatches, half, weighted, rng):
     model = build()
     oracle.perturb(model, rng)
     x, y = rng.standard_normal((examples, 3)), rng.standard_normal((examples, 2))
@@ -198,7 +198,7 @@ def test_vectors_of_one_batch(build, losses, examples, chunks, half, weighted, r
             nlb.FullFisher(M_S, estimator=estimator),
             *(model, loss, x, y),
             count=count,
-            num_microbatches=chunks,
+            num_microbatches=microbatches,
             **options,
         )
 

@@ -86,8 +86,8 @@ class ShortRuns:
         """
         config = self.optimizer.get_config()
         config["learning_rate"] = WarmupStepDecay(learning_rate, warmup_steps=warmup_updates)
-        chunks = round(batch_size / self.batch_size)
-        model = NoisyModel(network, chunks) if chunks > 1 else network
+        number = round(batch_size / self.batch_size)
+        model = NoisyModel(network, number) if number > 1 else network
         model.compile(type(self.optimizer).from_config(config), self.loss)
         batches = self._resized(batch_size).draw(np.random.default_rng((self.seed, batch_size)))
         for number, batch in enumerate(itertools.islice(batches, stops[-1]), start=1):

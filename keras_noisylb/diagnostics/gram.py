@@ -19,7 +19,7 @@ from keras_noisylb.gradients.blocks import positions
 from keras_noisylb.gradients.convolutions import channels_last, conv, shifted_inputs
 from keras_noisylb.gradients.loss import statistics_dtype
 from keras_noisylb.gradients.rules import RULES, dense, embedding
-from keras_noisylb.gradients.slices import CHUNK_BYTES, chunk_size
+from keras_noisylb.gradients.slices import SLICE_BYTES, slice_size
 
 
 def gram(left, right):
@@ -107,7 +107,7 @@ def _same_rows(left, right):
 def _by_positions(left, right, similarity):
     num_positions = max(_num_positions(left), _num_positions(right))
     dtype = tf.as_dtype(statistics_dtype(left.variable))
-    size = max(math.isqrt(CHUNK_BYTES // dtype.size) // num_positions, 1)
+    size = max(math.isqrt(SLICE_BYTES // dtype.size) // num_positions, 1)
     return _in_blocks(left, right, size, lambda a, b: _position_sums(*similarity(a, b)))
 
 
@@ -123,7 +123,7 @@ def _by_columns(left, right):
     total, examples = 0.0, max(left.num_examples, right.num_examples)
     for piece in pieces:
         other = None if others is None else next(others)
-        size = chunk_size(examples * piece.shape[-1], piece.dtype)
+        size = slice_size(examples * piece.shape[-1], piece.dtype)
         for start in range(0, d_left.shape[-1], size):
             a = _outer(piece, d_left[..., start : start + size])
             b = a if other is None else _outer(other, d_right[..., start : start + size])
@@ -143,7 +143,7 @@ def _by_examples(left, right):
         rows = a.rows()
         return tf.matmul(rows, rows if b is a else b.rows(), transpose_b=True)
 
-    size = chunk_size(left.variable.shape.num_elements(), statistics_dtype(left.variable))
+    size = slice_size(left.variable.shape.num_elements(), statistics_dtype(left.variable))
     return _in_blocks(left, right, size, products)
 
 

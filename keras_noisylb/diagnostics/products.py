@@ -9,7 +9,7 @@ from keras_noisylb.diagnostics.gram import gram
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.engines import layerwise_layers
 from keras_noisylb.gradients.layerwise import Tapped
-from keras_noisylb.gradients.slices import chunk_size
+from keras_noisylb.gradients.slices import slice_size
 from keras_noisylb.gradients.vectorized import Replay
 
 
@@ -48,7 +48,7 @@ def gradients_of(objective, dataset, engine="auto"):
 
     number = tf.TensorSpec((), "int32")
     compiled = tf.function(stacked, input_signature=(dataset.element_spec, number, number))
-    size = chunk_size(sum(v.shape.num_elements() for v in objective.variables), "float32")
+    size = slice_size(sum(v.shape.num_elements() for v in objective.variables), "float32")
     return lambda: (
         functools.partial(StackedGradients, compiled, batch, start, min(start + size, examples))
         for batch in batches()

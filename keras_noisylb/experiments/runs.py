@@ -272,7 +272,7 @@ def train(folder, build, regime, learning_rate, options, seed, data, say):
 
     def batches(size):
         if regime.batch == "change" and options.num_microbatches:
-            # Only the large batches need chunks. Keras traces the step anew for them.
+            # Only the large batches need microbatches. Keras traces the step anew for them.
             large = size == options.large_batch_size
             model.num_microbatches = options.num_microbatches if large else 1
             model.train_function = None

@@ -1,8 +1,8 @@
-"""One update's gradient and statistic, computed chunk after chunk without touching any variable.
+"""One update's gradient and statistic, computed one microbatch after another.
 
-All that a chunk gives is either a sum over examples, or rows of the outputs, or the new value of a
-state variable (moving statistics, seeds). Nothing is assigned here: the step may stand in a branch
-or a loop of the graph, where a distribution strategy allows no assignment.
+A microbatch gives sums over its examples, its rows of the outputs, and new values of state
+variables (moving statistics, seeds). No variable is assigned here: the step may be in a branch or a
+loop of the graph, where a distribution strategy allows no assignment.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Computed:
     state: list
 
 
-def compute(objective, batch, statistic, draws, num_chunks=1):
+def compute(objective, batch, statistic, draws, num_microbatches=1):
     """Compute the gradient and a statistic of a whole batch.
 
     Args:
@@ -46,77 +46,78 @@ def compute(objective, batch, statistic, draws, num_chunks=1):
         batch: a `Batch`, whole.
         statistic: a `Statistic`.
         draws: `Draws`.
-        num_chunks: chunks that are computed one after the other.
+        num_microbatches: number of microbatches, computed one after the other.
 
     Returns:
         A `Computed`.
     """
 
     def run(batch):
-        # The same numbers whether a loop's body is traced once or run for every chunk.
+        # The same numbers, whether a loop's body is traced once or run for every microbatch.
         own = draws and draws.restarted()
         recorded, gradients, sums = statistic.measure(objective, batch, own)
         gradients = recorded.with_extra(gradients)
         return (gradients, sums, recorded.extra_loss), recorded.y_pred, recorded.state
 
     num_examples = batch.num_examples
-    chunks = cut(num_examples, num_chunks, ghost_sizes(objective.model))
-    if num_chunks == 1 or (isinstance(chunks.number, int) and chunks.number == 1):
+    microbatches = cut(num_examples, num_microbatches, ghost_sizes(objective.model))
+    if num_microbatches == 1 or (isinstance(microbatches.number, int) and microbatches.number == 1):
         sums, y_pred, state = run(batch)
     else:
         if not isinstance(num_examples, int):
             _check_ghosts(objective.model, batch.x)
-        masks = Masks(objective.model, batch, chunks)
-        sums, y_pred, state = _in_chunks(run, dataclasses.replace(batch, masks=masks), chunks)
+        batch = dataclasses.replace(batch, masks=Masks(objective.model, batch, microbatches))
+        sums, y_pred, state = _in_sequence(run, batch, microbatches)
     gradients, sums, extra_loss = sums
     found = statistic.finish(sums, gradients, num_examples)
     return Computed(gradients, found, y_pred, extra_loss, state)
 
 
-def _in_chunks(run, batch, chunks):
+def _in_sequence(run, batch, microbatches):
     def run_part(part):
         # Around the backward pass too: layers that are rematerialised run again in it.
         with part_of_batch(part.num_examples, part.first_row, part.num_rows):
             return run(part)
 
-    first = batch.chunk(0, chunks.start(1), chunks.contrast(0), chunks.single)
+    def microbatch(index, start, count, **options):
+        return batch.microbatch(
+            start, count, index=index, contrast=microbatches.contrast(index), **options
+        )
+
+    first = microbatch(0, 0, microbatches.start(1), single=microbatches.single)
     sums, y_pred, state = run_part(first)
     variables = [v for v, _ in state]
     packed = (sums, first.placed(y_pred), [value for _, value in state])
     pack, unpack = packing(packed)
 
-    def body(chunk, packed):
+    def body(index, packed):
         sums, outputs, values = unpack(packed)
-        start, end = chunks.start(chunk), chunks.start(chunk + 1)
+        start, end = microbatches.start(index), microbatches.start(index + 1)
 
         def with_rows(count):
-            part = batch.chunk(
-                start,
-                count,
-                chunks.contrast(chunk),
-                state=tuple(zip(variables, values, strict=True)),
-            )
+            state = tuple(zip(variables, values, strict=True))
+            part = microbatch(index, start, count, state=state)
             new_sums, y_pred, state = run_part(part)
             added = keras.tree.map_structure(
                 lambda a, b: None if a is None else a + b, sums, new_sums
             )
             return pack((added, part.placed(y_pred, outputs), [value for _, value in state]))
 
-        size = chunks.size
-        if chunks.even:
-            return chunk + 1, with_rows(size)
-        # XLA wants to know the number of rows. No chunk has more of them than the batch.
+        size = microbatches.size
+        if microbatches.even:
+            return index + 1, with_rows(size)
+        # XLA must know the number of rows. No microbatch has more of them than the batch.
         longer = at_most(size + 1, batch.num_examples)
-        return chunk + 1, tf.cond(
+        return index + 1, tf.cond(
             end - start > size, lambda: with_rows(longer), lambda: with_rows(size)
         )
 
-    # One after the other: the memory is that of one chunk. Without the dependency the loop's first
-    # turn would run beside the first chunk.
+    # One after another: the memory is that of one microbatch. Without the dependency the loop would
+    # start beside the first microbatch.
     with tf.control_dependencies(pack(packed)):
         second = tf.identity(1)
     _, packed = tf.while_loop(
-        lambda chunk, _: chunk < chunks.number,
+        lambda index, _: index < microbatches.number,
         body,
         (second, pack(packed)),
         parallel_iterations=1,

@@ -23,12 +23,13 @@ class Batch:
         x: inputs, M examples first; nested for models with several inputs.
         y: targets.
         sample_weight: weights, or `None`.
-        start: first row of the chunk, or `None` for the whole batch.
-        count: number of rows of the chunk.
-        contrast: the weight of the chunk's gradient in the difference of the batch's halves.
+        start: first row of the microbatch, or `None` for the whole batch.
+        count: number of rows of the microbatch.
+        index: number of the microbatch, counted from 0.
+        contrast: the weight of the microbatch's gradient in the difference of the batch's halves.
         single: whether these are all rows, so that both halves are among them.
         state: tuple of `(state variable, value)` where it is not the variable's own.
-        masks: the `Masks` of the whole batch's outputs, where the batch is computed in chunks.
+        masks: the `Masks` of the whole batch's outputs, where the batch has several microbatches.
     """
 
     x: object
@@ -36,6 +37,7 @@ class Batch:
     sample_weight: object = None
     start: object = None
     count: object = None
+    index: object = 0
     contrast: object = 0.0
     single: object = True
     state: tuple = ()
@@ -48,21 +50,21 @@ class Batch:
 
     @property
     def num_rows(self):
-        """The number of examples of the chunk."""
+        """The number of examples of the microbatch."""
         return self.num_examples if self.start is None else self.count
 
     @property
     def first_row(self):
-        """The place of the chunk in the batch."""
+        """The place of the microbatch in the batch."""
         return 0 if self.start is None else self.start
 
     def share(self, dtype):
-        """The chunk's part of the batch, from 0 to 1."""
+        """The microbatch's part of the batch, from 0 to 1."""
         rows, examples = tf.cast(self.num_rows, dtype), tf.cast(self.num_examples, dtype)
         return tf.math.divide_no_nan(rows, examples)
 
     def share_of(self, max_examples):
-        """How many of the chunk's rows are used where the batch may use `max_examples`."""
+        """How many of the microbatch's rows are used where the batch may use `max_examples`."""
         rows, examples = self.num_rows, self.num_examples
         if max_examples is None:
             return rows
@@ -71,14 +73,12 @@ class Batch:
         examples = tf.maximum(examples, 1)
         return tf.minimum(rows, -(-max_examples * rows // examples))
 
-    def chunk(self, start, count, contrast=0.0, single=False, state=()):
-        """The same batch with other rows to be computed."""
-        return dataclasses.replace(
-            self, start=start, count=count, contrast=contrast, single=single, state=state
-        )
+    def microbatch(self, start, count, *, single=False, **options):
+        """The same batch with other rows to be computed; `options` are attributes."""
+        return dataclasses.replace(self, start=start, count=count, single=single, **options)
 
     def rows(self, structure):
-        """The chunk's rows of `structure`, whose tensors have M rows."""
+        """The microbatch's rows of `structure`, whose tensors have M rows."""
         if self.start is None:
             return structure
 
@@ -93,10 +93,10 @@ class Batch:
         return keras.tree.map_structure(cut, structure)
 
     def placed(self, rows, whole=None):
-        """Put the chunk's rows where they belong in the whole batch.
+        """Put the microbatch's rows where they belong in the whole batch.
 
         Args:
-            rows: nested tensors with the chunk's rows.
+            rows: nested tensors with the microbatch's rows.
             whole: what the other rows hold; `None` for copies of `rows` without a gradient.
 
         Returns:
@@ -109,7 +109,7 @@ class Batch:
         index = tf.clip_by_value(index, 0, tf.maximum(self.count - 1, 0))
 
         def place(rows, whole):
-            # A gather, because XLA cannot pad by an amount that depends on the chunk.
+            # A gather, because XLA cannot pad by an amount that depends on the microbatch.
             spread = tf.gather(rows, index)
             others = tf.stop_gradient(spread) if whole is None else whole
             return tf.where(tf.reshape(inside, (-1, *[1] * (len(rows.shape) - 1))), spread, others)

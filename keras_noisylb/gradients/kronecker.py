@@ -19,7 +19,7 @@ from keras_noisylb.gradients.layerwise import Tapped
 from keras_noisylb.gradients.loss import statistics_dtype
 from keras_noisylb.gradients.per_example import PerExample, mean_squares
 from keras_noisylb.gradients.rules import covered_variables
-from keras_noisylb.gradients.slices import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.slices import slice_size, sum_over_slices
 from keras_noisylb.gradients.statistics import STATISTICS, Cost
 from keras_noisylb.gradients.taps import all_layers
 
@@ -99,12 +99,11 @@ class KroneckerFactors(PerExample):
         return cls(layers, places, noise.damping, noise.max_examples, noise.fisher == "true")
 
     @classmethod
-    def stored_shapes(cls, model):
+    def stored_shapes(cls, noise, model):
         places = factored_places(model)
         covered = {index for place in places for index in (place.kernel, place.bias)}
-        squares = [
-            None if k in covered else shape for k, shape in enumerate(super().stored_shapes(model))
-        ]
+        shapes = super().stored_shapes(noise, model)
+        squares = [None if k in covered else shape for k, shape in enumerate(shapes)]
         return squares, [tuple((side, side) for side in place.sides) for place in places]
 
     def measure(self, objective, batch, draws):
@@ -172,7 +171,7 @@ def _factors(place, kernel, count, unit):
     total_a, total_g = tf.zeros((rows, rows), dtype), tf.zeros((columns, columns), dtype)
     for layer, a, d in inputs:
 
-        def chunk_sums(slices, keep, layer=layer):
+        def slice_sums(slices, keep, layer=layer):
             a, d = slices
             a, d = _patches(layer, a, d)
             if place.bias is not None:
@@ -185,11 +184,11 @@ def _factors(place, kernel, count, unit):
 
         positions_here = _num_positions(d, layer)
         known = positions_here if isinstance(positions_here, int) else 1
-        sums = sum_over_chunks(
-            chunk_sums,
+        sums = sum_over_slices(
+            slice_sums,
             [a, d],
             count,
-            chunk_size(rows * known, dtype),
+            slice_size(rows * known, dtype),
             [((rows, rows), dtype), ((columns, columns), dtype)],
         )
         total_a, total_g = total_a + sums[0], total_g + sums[1]

@@ -1,7 +1,7 @@
 """Per-example statistics from each layer's inputs and pre-activation gradients: the fast engine.
 
 One backward pass gives the gradient at every layer's pre-activation; a rule for the layer turns it
-into per-example gradients, which are summed and squared a chunk at a time. What is computed is each
+into per-example gradients, which are summed and squared a slice at a time. What is computed is each
 example's *contribution* to the batch gradient: with batch or ghost statistics it runs through them,
 and the contributions still add up to the batch gradient (paper, A.3).
 """
@@ -17,7 +17,7 @@ from keras_noisylb.gradients.variable_gradients import variable_gradients
 
 
 class Tapped:
-    """A chunk that went through the model with every covered layer's inputs recorded.
+    """A microbatch that went through the model with every covered layer's inputs recorded.
 
     Args:
         objective: an `Objective`.

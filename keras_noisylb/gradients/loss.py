@@ -76,7 +76,7 @@ class Objective:
         labels: function `(y, y_pred, draws) -> y` that draws the labels of the Fisher from the
             model's predictive distribution; `None` for those of the data.
         add_loss_reduction: what the layers' `add_loss` terms do with the examples, "mean" or "sum";
-            `None` where it is not known, which is refused if the batch is computed in chunks.
+            `None` where it is not known, which is an error if the batch has several microbatches.
     """
 
     model: keras.Model
@@ -100,12 +100,12 @@ class Objective:
         return total * self.extra_weight
 
     def parts(self, batch: Batch, y: Nested, y_pred: Nested) -> tuple[Tensor, Tensor | None]:
-        """The loss of the whole batch, in which only the chunk's outputs can be differentiated.
+        """The loss of the whole batch, differentiable at the microbatch's outputs only.
 
         Args:
             batch: a `Batch`.
             y: targets of the whole batch.
-            y_pred: outputs for the chunk.
+            y_pred: outputs for the microbatch.
 
         Returns:
             Tuple of the data loss and the regularisers' loss, which may be `None`.
@@ -122,21 +122,22 @@ class Objective:
             loss = loss - tf.cast(regularisers, loss.dtype)
         return loss, regularisers
 
-    def _chunk_losses(self, batch, regularisers, scope):
-        """The chunk's part of the model's own losses, or `None` if there are none."""
+    def _microbatch_losses(self, batch, regularisers, scope):
+        """The microbatch's part of the model's own losses, or `None` if there are none."""
         means, sums = [regularisers, self.own_losses(scope.activity_losses)], []
         added = self.own_losses(scope.added_losses)
         if added is not None and batch.start is not None and self.add_loss_reduction is None:
             raise ValueError(
-                "The batch is computed in chunks, and what layers add by `add_loss` may be a mean "
-                f"or a sum over the examples. Received: {len(scope.added_losses)} such term(s), "
-                'add_loss_reduction=None. Pass add_loss_reduction="mean" (right also for terms '
+                "The batch is computed in microbatches, and what layers add by `add_loss` may be a "
+                "mean or a sum over the examples. Received: "
+                f"{len(scope.added_losses)} such term(s), add_loss_reduction=None. "
+                'Pass add_loss_reduction="mean" (right also for terms '
                 'that do not depend on the examples) or "sum"; where they are neither, compute the '
                 'batch at once: no num_microbatches, no estimator="split", no GradientNoiseMonitor.'
             )
         (sums if self.add_loss_reduction == "sum" else means).append(added)
         means = [term for term in means if term is not None]
-        # Once for the whole batch, however many its chunks are.
+        # Once for the whole batch, whatever the number of microbatches.
         parts = [term * batch.share(term.dtype) for term in means]
         parts += [term for term in sums if term is not None]
         return tf.add_n(parts) if parts else None
@@ -160,7 +161,7 @@ class Objective:
         return loss if extra_loss is None else loss + tf.cast(extra_loss, loss.dtype)
 
     def record(self, batch: Batch, draws: Any) -> "Recorded":
-        """Run the model in training mode on the chunk's rows.
+        """Run the model in training mode on the microbatch's rows.
 
         Args:
             batch: a `Batch`.
@@ -171,7 +172,7 @@ class Objective:
 
         Raises:
             ValueError: if the model assigns a trainable variable, or a step overwrites one, or it
-                is not known what a chunk's part of the model's own losses is.
+                is not known what a microbatch's part of the model's own losses is.
         """
         check_trained(self.variables)
         with tf.GradientTape(persistent=True) as tape:
@@ -185,7 +186,7 @@ class Objective:
                 sampled = self.labels(batch.rows(batch.y), rows, draws.fold_in(batch.first_row))
                 loss, _ = self.parts(batch, batch.placed(sampled, batch.y), y_pred)
                 fisher = self.scale(loss)
-            extra = self._chunk_losses(batch, regularisers, scope)
+            extra = self._microbatch_losses(batch, regularisers, scope)
             scaled = None if extra is None else self.scale(extra)
         trained = {id(v) for v in self.variables}
         for v in scope.written:
@@ -207,10 +208,10 @@ class Recorded:
         objective: the `Objective`.
         batch: the `Batch`.
         tape: the persistent tape.
-        y_pred: the model's outputs for the chunk.
+        y_pred: the model's outputs for the microbatch.
         data_loss: the scaled loss whose contributions add up to the gradient.
         fisher_loss: the scaled loss whose contributions make F; the same for the empirical Fisher.
-        extra_loss: the chunk's share of the model's own losses as they are reported, or `None`.
+        extra_loss: the microbatch's part of the model's own losses, as reported, or `None`.
         scaled_extra_loss: the same as it is differentiated.
         state: list of `(state variable, new value)`, of those that were assigned.
     """
@@ -226,7 +227,7 @@ class Recorded:
     state: list[tuple[keras.Variable, Tensor]]
 
     def data_gradients(self) -> list[Tensor | None]:
-        """The chunk's part of the data loss' gradient; `None` where a variable has none."""
+        """The microbatch's part of the data loss' gradient; `None` where a variable has none."""
         gradients = self.tape.gradient(self.data_loss, self.objective.variables)
         return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
 

@@ -1,4 +1,4 @@
-"""The masks of a batch's outputs where the batch is computed in chunks."""
+"""The masks of a batch's outputs where the batch has several microbatches."""
 
 import contextlib
 import itertools
@@ -16,18 +16,18 @@ class Masks:
     Args:
         model: the model.
         batch: a `Batch`, whole.
-        chunks: the `Chunks` of it.
+        microbatches: its `Microbatches`.
     """
 
-    def __init__(self, model, batch, chunks):
-        self.model, self.batch, self.chunks = model, batch, chunks
+    def __init__(self, model, batch, microbatches):
+        self.model, self.batch, self.microbatches = model, batch, microbatches
         self._found = None
 
     def of_batch(self, y_pred):
         """The masks, or `None` where there is none, nested as the outputs are.
 
         Args:
-            y_pred: outputs for the first chunk; later ones are not looked at.
+            y_pred: outputs for the first microbatch; later ones are not looked at.
         """
         if self._found is None:
             self._found = self._find(y_pred)
@@ -40,9 +40,9 @@ class Masks:
         if not tf.executing_eagerly():
             # Only the operations that make the masks remain of this forward pass.
             return self._of_rows(self.batch)
-        starts = [self.chunks.start(chunk) for chunk in range(self.chunks.number + 1)]
+        starts = [self.microbatches.start(k) for k in range(self.microbatches.number + 1)]
         later = [
-            self._of_rows(self.batch.chunk(start, end - start))
+            self._of_rows(self.batch.microbatch(start, end - start))
             for start, end in itertools.pairwise(starts[1:])
         ]
         return keras.tree.map_structure(

@@ -11,56 +11,49 @@ from keras_noisylb.layers import GhostBatchNormalization
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunks:
-    """How a batch of M examples is cut: between units, example i belonging to unit i * U // M.
+class Microbatches:
+    """The microbatches of a batch of M examples, each made of whole units.
 
-    Every chunk but the first has equally many units; the first has what is left. Their numbers of
-    rows may still differ by one.
+    Example i belongs to unit i * U // M. Every microbatch but the first has the same number of
+    units; the first has the rest. Their numbers of rows may still differ by one.
 
     Args:
         num_examples: M, integer or scalar tensor.
         units: U.
-        number: of chunks, the first included.
-        per_chunk: units of every chunk but the first.
-        even: whether all chunks but the first are known to have `size` rows.
-        single: whether there is one chunk only, although more were wanted.
+        number: number of microbatches, with the first.
+        per_microbatch: units of every microbatch but the first.
+        even: whether all microbatches but the first are known to have `size` rows.
+        single: whether there is one microbatch only, although more were wanted.
     """
 
     num_examples: object
     units: object
     number: object
-    per_chunk: object
+    per_microbatch: object
     even: bool
     single: object
 
-    def start(self, chunk):
-        """The first row of a chunk, counted from 0; M for the chunk after the last."""
-        unit = _at_least(self.units - (self.number - chunk) * self.per_chunk, 0)
+    def start(self, index):
+        """The first row of microbatch `index`, from 0; M for the one after the last."""
+        unit = _at_least(self.units - (self.number - index) * self.per_microbatch, 0)
         return _ceil(unit, self.num_examples, self.units)
 
     @property
     def size(self):
-        """The fewest rows of a chunk that is not the first: others have one more at most."""
+        """The fewest rows of a microbatch but the first; another one has at most one more."""
         if self.even:
             return self.start(2) - self.start(1)
-        return -_ceil(-self.per_chunk, self.num_examples, self.units)
+        return -_ceil(-self.per_microbatch, self.num_examples, self.units)
 
     @property
     def largest(self):
-        """The most rows of a chunk."""
+        """The most rows of a microbatch."""
         return max(self.start(k + 1) - self.start(k) for k in range(self.number))
 
-    def contrast(self, chunk):
-        """The weight of a chunk's gradient in the difference of the halves.
-
-        Args:
-            chunk: its number, counted from 0.
-
-        Returns:
-            Scalar float32 tensor; see `halves_contrast`.
-        """
+    def contrast(self, index):
+        """The weight of a microbatch's gradient in the difference of the halves; a scalar."""
         half = (self.number + 1) // 2
-        return halves_contrast(chunk < half, self.start(half), self.num_examples)
+        return halves_contrast(index < half, self.start(half), self.num_examples)
 
 
 def halves_contrast(in_first, first, total):
@@ -97,28 +90,30 @@ def ghost_sizes(model):
     return sorted({layer.ghost_batch_size for layer in ghost_layers(model)})
 
 
-def cut(num_examples, num_chunks, ghosts=()):
-    """Cut a batch into at most `num_chunks` chunks that keep the ghosts of the whole batch.
+def cut(num_examples, num_microbatches, ghosts=()):
+    """Cut a batch into at most `num_microbatches` microbatches of whole ghosts of the batch.
 
-    Layers whose ghost batch sizes differ have fewer boundaries in common, so that there may be
-    fewer chunks than wanted. A batch with less than two ghosts is one chunk.
+    Layers with different ghost batch sizes have fewer boundaries in common, so there may be fewer
+    microbatches than wanted. A batch with less than two ghosts is one microbatch.
 
     Args:
         num_examples: M, integer or scalar tensor.
-        num_chunks: the number wanted.
+        num_microbatches: the number that is wanted.
         ghosts: the layers' ghost batch sizes; none where examples may be cut anywhere.
 
     Returns:
-        `Chunks`.
+        `Microbatches`.
     """
     # Ghost k of G begins at row ceil(k M / G): what G and G' have in common divides both.
     counts = [_at_least(num_examples // ghost, 1) for ghost in ghosts]
     units = functools.reduce(_gcd, counts) if counts else _at_least(num_examples, 1)
-    per_chunk = -(-units // num_chunks)
-    number = -(-units // per_chunk)
+    per_microbatch = -(-units // num_microbatches)
+    number = -(-units // per_microbatch)
     known = isinstance(num_examples, int)
-    even = not ghosts or num_chunks <= 2 or (known and per_chunk * num_examples % units == 0)
-    return Chunks(num_examples, units, number, per_chunk, even, bool(ghosts) and number == 1)
+    whole = known and per_microbatch * num_examples % units == 0
+    even = not ghosts or num_microbatches <= 2 or whole
+    single = bool(ghosts) and number == 1
+    return Microbatches(num_examples, units, number, per_microbatch, even, single)
 
 
 def _at_least(value, least):

@@ -62,12 +62,13 @@ class Statistic:
         return cls()
 
     @classmethod
-    def stored_shapes(cls, model: keras.Model) -> Nested:
+    def stored_shapes(cls, noise: Any, model: keras.Model) -> Nested:
         """Shapes of the statistic, for a noise with `update_every` above 1.
 
         By default they are those of the trainable variables.
 
         Args:
+            noise: the noise.
             model: a built Keras model.
 
         Returns:
@@ -153,6 +154,10 @@ class Statistics:
     def make(self, noise: Any, model: keras.Model, x: Nested) -> Statistic:
         """The statistic of a noise for a model; see `Statistic.for_noise`."""
         return self.get(noise.statistic).for_noise(noise, model, x)
+
+    def stored_shapes(self, noise: Any, model: keras.Model) -> Nested:
+        """The shapes of a noise's statistic for a model; see `Statistic.stored_shapes`."""
+        return self.get(noise.statistic).stored_shapes(noise, model)
 
 
 STATISTICS = Statistics()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_noisylb.gradients.blocks import added
 from keras_noisylb.gradients.loss import statistics_dtype
 from keras_noisylb.gradients.rules import RULES, covered_variables
-from keras_noisylb.gradients.slices import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.slices import slice_size, sum_over_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,11 @@ class VariableGradients:
         block, dtype = self.block, statistics_dtype(self.variable)
         if block.compact:
             return block.sums()
-        return sum_over_chunks(
+        return sum_over_slices(
             lambda arrays, keep: block.of(arrays).sums(keep),
             list(block.arrays),
             num_examples,
-            chunk_size(self.variable.shape.num_elements(), dtype),
+            slice_size(self.variable.shape.num_elements(), dtype),
             [(self.variable.shape, dtype)] * 2,
         )
 

@@ -17,7 +17,7 @@ from keras_noisylb.gradients.loss import call_model, statistics_dtype
 from keras_noisylb.gradients.per_example import Squares
 from keras_noisylb.gradients.replay import MASKS, record, replay, replayed_layers
 from keras_noisylb.gradients.scope import Scope
-from keras_noisylb.gradients.slices import chunk_size, sum_over_chunks
+from keras_noisylb.gradients.slices import slice_size, sum_over_slices
 from keras_noisylb.gradients.statistics import Cost, where_known
 from keras_noisylb.gradients.taps import all_layers, intercept
 
@@ -99,7 +99,7 @@ def _is_random(layer):
 
 
 class Replay:
-    """A chunk that went through the model with everything recorded that couples its examples.
+    """A microbatch that went through the model with everything recorded that couples its examples.
 
     Args:
         objective: an `Objective`.
@@ -182,7 +182,7 @@ class VectorizedSquares(Squares):
             arrays = keras.tree.map_structure(lambda array: array[:count], arrays)
         flat = keras.tree.flatten(arrays)
 
-        def chunk_sums(slices, keep):
+        def slice_sums(slices, keep):
             per_example = replay.per_example(keras.tree.pack_sequence_as(arrays, slices))
             return [
                 tf.reduce_sum(tf.where(_column(keep, g), tf.square(g), 0), axis=0)
@@ -191,7 +191,7 @@ class VectorizedSquares(Squares):
 
         like = [(v.shape, statistics_dtype(v)) for v in variables]
         elements = sum(v.shape.num_elements() for v in variables)
-        sums = sum_over_chunks(chunk_sums, flat, count, chunk_size(elements, "float32"), like)
+        sums = sum_over_slices(slice_sums, flat, count, slice_size(elements, "float32"), like)
         gradients = replay.recorded.data_gradients()
         return replay.recorded, gradients, (where_known(gradients, sums), count)
 

@@ -19,7 +19,7 @@ class Weighted(Statistic):
     """v = M^(-1/2) Σ_i w_i g_i with w_i ~ N(0, 1): Cov(v) = F (paper, A.9)."""
 
     def measure(self, objective, batch, draws):
-        # One number for each example of the whole batch, whatever the chunks.
+        # One number for each example of the whole batch, whatever the microbatches.
         weights = draws.normal((batch.num_examples,), "float32")
         recorded = objective.record(batch, draws)
         output_gradients = recorded.output_gradients(recorded.fisher_loss)
@@ -42,9 +42,9 @@ class Split(Statistic):
     """v = sqrt(n_A n_B / M) (G_A - G_B), G_A and G_B the mean gradients of the batch's halves.
 
     Cov(v) is the covariance of one example's gradient, the centred matrix of the paper's
-    equation 3. The halves are chunks of whole ghosts where the batch has two chunks or more. Else
-    they are the first and the second half of its rows, their gradients are taken through the
-    ghosts that they share, and that costs one more backward pass.
+    equation 3. Where the batch has two microbatches or more, each half is made of whole ones. Else
+    the halves are the first and the second half of its rows. Their gradients then pass through the
+    ghosts that they share, which costs one more backward pass.
     """
 
     num_microbatches = 2
@@ -84,18 +84,18 @@ def as_statistics(gradients, variables):
 
 
 def contrasted(recorded, gradients):
-    """The chunk's part of the scaled difference of the halves' gradients.
+    """The microbatch's part of the scaled difference of the halves' gradients.
 
     Args:
         recorded: a `Recorded`.
-        gradients: the chunk's part of the data loss' gradient.
+        gradients: the microbatch's part of the data loss' gradient.
 
     Returns:
         List aligned with the trainable variables.
     """
     objective, batch = recorded.objective, recorded.batch
 
-    def of_chunk():
+    def of_microbatch():
         known = as_statistics(gradients, objective.variables)
         return [None if g is None else g * tf.cast(batch.contrast, g.dtype) for g in known]
 
@@ -108,19 +108,19 @@ def contrasted(recorded, gradients):
         return where_known(gradients, found)
 
     if isinstance(batch.single, bool):
-        return of_rows(recorded) if batch.single else of_chunk()
+        return of_rows(recorded) if batch.single else of_microbatch()
     # A forward pass of its own: that of the batch's gradient is not kept in memory for it.
     pack, unpack = packing(gradients)
     found = tf.cond(
         batch.single,
         lambda: pack(of_rows(dataclasses.replace(objective, labels=None).record(batch, None))),
-        lambda: pack(of_chunk()),
+        lambda: pack(of_microbatch()),
     )
     return unpack(found)
 
 
 def _weighted_sum(recorded, output_gradients, weights, gradients):
-    """Σ_i w_i g_i / M over the chunk, from the outputs' gradients: one more backward pass."""
+    """Σ_i w_i g_i / M over the microbatch, from the outputs' gradients: one more backward pass."""
     # After that of the batch's `gradients`: both at once would need a third more memory.
     with tf.control_dependencies([g for g in gradients if g is not None]):
         weighted = [

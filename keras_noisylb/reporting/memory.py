@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.loss import Objective
 from keras_noisylb.gradients.microbatches import cut, ghost_sizes
-from keras_noisylb.gradients.slices import CHUNK_BYTES
+from keras_noisylb.gradients.slices import SLICE_BYTES
 from keras_noisylb.training.randomness import Draws
 
 # Processes took 1.4 to 2.7 times what their operations need in turn: operations that run side by
@@ -46,16 +46,16 @@ def fit(model, noise, statistic, specs, batch_size, memory):
     ghosts = ghost_sizes(model)
 
     def bytes_of(rows):
-        # In chunks, the sums of the chunks before are kept: a gradient and a statistic.
+        # Beside a microbatch, the sums of those before it are kept: a gradient and a statistic.
         sums = 8 * parameters if rows < batch_size else 0
-        return sums + chunk_bytes(model, statistic, specs, rows, true_labels)
+        return sums + microbatch_bytes(model, statistic, specs, rows, true_labels)
 
-    number, found = fewest_chunks(bytes_of, memory * 2**30, batch_size, ghosts)
+    number, found = fewest_microbatches(bytes_of, memory * 2**30, batch_size, ghosts)
     taken = found / 2**30
     if number is None:
         smallest = cut(batch_size, batch_size, ghosts).largest
         note = (
-            f"No num_microbatches keeps a step within {memory:g} GiB: a chunk of {smallest} "
+            f"No num_microbatches keeps a step within {memory:g} GiB: a microbatch of {smallest} "
             f"examples, the smallest, takes {taken:.2f} GiB."
         )
     else:
@@ -63,18 +63,18 @@ def fit(model, noise, statistic, specs, batch_size, memory):
     return number, taken, note
 
 
-def fewest_chunks(bytes_of, limit, batch_size, ghosts):
-    """The smallest power of two of chunks that keeps a step within a limit.
+def fewest_microbatches(bytes_of, limit, batch_size, ghosts):
+    """The smallest number of microbatches, a power of two, that keeps a step within a limit.
 
     Args:
-        bytes_of: function from the examples of a chunk to the bytes that it takes.
+        bytes_of: function from the number of examples of a microbatch to the bytes it needs.
         limit: bytes.
         batch_size: examples of the batch.
         ghosts: the layers' ghost batch sizes.
 
     Returns:
-        Tuple `(number, bytes)`; the number is `None`, and the bytes those of the smallest chunk,
-        where no number is enough.
+        Tuple `(number, bytes)`; where no number is enough, `None` and the bytes of the smallest
+        microbatch.
     """
     most = cut(batch_size, batch_size, ghosts).number
     numbers = [2**k for k in range(most.bit_length())]
@@ -88,14 +88,14 @@ def fewest_chunks(bytes_of, limit, batch_size, ghosts):
     return numbers[low], found[low]
 
 
-def chunk_bytes(model, statistic, specs, num_rows, true_labels=False):
-    """`ALLOWANCE` times the bytes that a chunk's tensors hold at once, its operations run in turn.
+def microbatch_bytes(model, statistic, specs, num_rows, true_labels=False):
+    """`ALLOWANCE` times the most bytes alive at once where a microbatch's operations run in turn.
 
     Args:
         model: a built Keras model.
         statistic: the `Statistic` that is computed beside the gradient.
         specs: nested `tf.TensorSpec`s of the inputs.
-        num_rows: examples in the chunk.
+        num_rows: examples in the microbatch.
         true_labels: whether the Fisher's labels are drawn from the model.
 
     Returns:
@@ -140,7 +140,7 @@ def _peak(graph):
     alive = most = 0
     for time, operation in enumerate(operations):
         alive += sum(_bytes(t) for t in operation.outputs if owner[t.ref()] == t.ref())
-        inside = 3 * CHUNK_BYTES if "While" in operation.type else 0
+        inside = 3 * SLICE_BYTES if "While" in operation.type else 0
         most = max(most, alive + inside)
         alive -= sum(freed.get(time, ()))
     return most

@@ -25,10 +25,10 @@ def report(
 ) -> Report:
     """Say, layer by layer, what a noise will do on a model, without running it.
 
-    With `memory`, the graph of a step is traced for a few sizes of its chunks, which takes as long
-    as the first step of training does, and the fewest `num_microbatches` that fit are named. The
-    estimate is three times what the operations need one after the other: processes were measured to
-    take 1.4 to 2.7 times that. Weights, optimizer state and the program itself come on top.
+    With `memory`, the graph of a step is traced for a few sizes of microbatches, which takes as
+    long as the first step of training, and the fewest `num_microbatches` that fit are named. The
+    estimate is three times what the operations need one after another; processes were measured to
+    take 1.4 to 2.7 times that. Weights, optimizer state and the program itself are not included.
 
     With `small_learning_rate`, a note compares the temperature of the training with that of the
     small batch which the noise imitates, and names the matched multiplier. It is that of

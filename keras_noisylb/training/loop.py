@@ -71,9 +71,7 @@ def noisy_gradients(
     target = objective(model, loss, labels, add_loss_reduction=add_loss_reduction)
     draws = Draws(tf.stack([tf.cast(seed, "int32"), 0]))
     batch = Batch(x, y, sample_weight)
-    step = Step(
-        target, batch, noise, Parts(), draws, draws, num_chunks=num_microbatches, separate=True
-    )
+    step = Step(target, batch, noise, Parts(), draws, draws, num_microbatches, separate=True)
     outcome = step.run(tf.constant(True), tf.constant(True))
     for variable, value in outcome.state:
         variable.assign(value)

@@ -106,7 +106,7 @@ class NoisyModel(keras.Model):
                     "with the shapes of the model's layers. Build the model before it is compiled: "
                     "give it an Input layer, or call it on a batch of inputs."
                 )
-            shapes = STATISTICS.get(noisy.noise.statistic).stored_shapes(self)
+            shapes = STATISTICS.stored_shapes(noisy.noise, self)
             # An optimizer that is compiled again keeps its stored statistic.
             if noisy.stored is None or noisy.stored.shapes != shapes:
                 noisy.stored = StoredStatistic(shapes, noisy.noise.update_every)
@@ -241,11 +241,12 @@ class NoisyModel(keras.Model):
             )
 
     def _outcome(self, noisy, target, batch, parts):
-        chunks, monitored = self.num_microbatches or 1, bool(self._monitors)
+        options = {
+            "num_microbatches": self.num_microbatches or 1,
+            "monitored": bool(self._monitors),
+        }
         if noisy is None:
-            return Step(target, batch, None, parts, None, None, chunks, monitored=monitored).run(
-                None, None
-            )
+            return Step(target, batch, None, parts, None, None, **options).run(None, None)
         check_noise_end(noisy)
         noisy.has_statistics = True
         draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")]))
@@ -263,9 +264,8 @@ class NoisyModel(keras.Model):
             parts,
             own_draws,
             draws,
-            chunks,
             separate=noisy.placement == "update",
-            monitored=monitored,
+            **options,
         )
         if stored is None:
             return step.run(noise_on, tf.constant(True))

@@ -74,7 +74,7 @@ class Step:
         parts: `Parts`.
         draws: `Draws`, different for every batch and device.
         noise_draws: `Draws` for the sample.
-        num_chunks: chunks that are computed one after the other.
+        num_microbatches: number of microbatches, computed one after the other.
         separate: whether the noise is kept apart from the gradients.
         monitored: whether moments of the per-example gradients are wanted.
         stored: the statistic of an earlier update, for noises that use one for several.
@@ -87,7 +87,7 @@ class Step:
     parts: Parts
     draws: object
     noise_draws: object
-    num_chunks: int = 1
+    num_microbatches: int = 1
     separate: bool = False
     monitored: bool = False
     stored: object = None
@@ -164,10 +164,10 @@ class Step:
     def _compute(self, statistic):
         if self.monitored:
             statistic = WithMoments(statistic)
-        chunks = max(self.num_chunks, statistic.num_microbatches)
+        number = max(self.num_microbatches, statistic.num_microbatches)
         # Every branch has the same numbers, however many of them are traced or run.
         draws = self.draws and self.draws.restarted().fold_in(0)
-        computed = compute(self.objective, self.batch, statistic, draws, chunks)
+        computed = compute(self.objective, self.batch, statistic, draws, number)
         found, moments = computed.statistic if self.monitored else (computed.statistic, None)
         return computed, found, moments
 
