@@ -35,17 +35,18 @@ def objective(
     """The objective of a model and a Keras loss.
 
     Args:
-        model: a Keras model; it is built by its first call if need be.
+        model: a Keras model, built or not.
         loss: function `(y, y_pred) -> mean loss of the batch`, a `keras.losses.Loss` or its name.
         labels: function `(y, y_pred, draws) -> y` for the true Fisher, or `None`.
-        add_loss_reduction: "mean" or "sum", what `add_loss` terms do with the examples, or `None`.
+        add_loss_reduction: reduction over the examples in `add_loss` terms, "mean" or "sum", or
+            `None`.
 
     Returns:
         An `Objective`.
 
     Raises:
-        ValueError: if `model` is not a Keras model, `loss` is nothing that can be called, or
-            `add_loss_reduction` is something else.
+        ValueError: if `model` is not a Keras model, `loss` cannot be called, or
+            `add_loss_reduction` has another value.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
@@ -85,12 +86,12 @@ def per_example_gradients(
     sample_weight: Nested = None,
     engine: Engine = "auto",
 ) -> list[Tensor]:
-    """The gradient of every example's loss.
+    """The gradient of each example's loss.
 
     g_i is example i's contribution to the gradient of the batch loss, times M, so that the mean
-    over examples is that gradient; regularisers and `add_loss` terms are left out. The model runs
-    in training mode. In a model with batch or ghost statistics the layerwise engine lets the
-    contributions run through the statistics, the vectorized_map engine holds them fixed.
+    over examples is that gradient. Regularisers and `add_loss` terms are left out. The model runs
+    in training mode. In a model with batch or ghost statistics, the layerwise engine differentiates
+    through the statistics, and the vectorized_map engine keeps them fixed.
 
     Args:
         model: a Keras model.
@@ -134,8 +135,8 @@ def diagonal_fisher(
 ) -> list[Tensor]:
     """The diagonal of the empirical Fisher: the mean over examples of g_i², per coordinate.
 
-    See `per_example_gradients` for g_i. No per-example tensor is held whole: memory is that of one
-    training step and some tens of MiB.
+    See `per_example_gradients` for g_i. Per-example gradients are computed in slices, so memory is
+    that of one training step and some tens of MiB.
 
     Args:
         model: a Keras model.
@@ -144,7 +145,7 @@ def diagonal_fisher(
         y: targets.
         sample_weight: weights of the examples, or `None`.
         engine: `"auto"`, `"layerwise"` or `"vectorized_map"`.
-        max_examples: use the first so many examples only; `None` for all.
+        max_examples: number of examples that are used, the first ones; `None` for all.
         conv: `"exact"`, or `"uncorrelated"` for the formula of the paper's A.5.
 
     Returns:

@@ -21,11 +21,11 @@ _checked: weakref.WeakKeyDictionary[keras.Model, tuple] = weakref.WeakKeyDiction
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """What one update's batch gave.
+    """The results of one batch.
 
     Args:
         gradients: list aligned with the trainable variables; `None` where there is none.
-        statistic: what was asked for.
+        statistic: the value of the statistic.
         y_pred: outputs for the whole batch.
         extra_loss: the model's own losses, as they are reported; `None` if there are none.
         state: list of `(variable, new value)`.
@@ -131,14 +131,9 @@ def _in_sequence(run, batch, microbatches):
 
 
 def _check_ghosts(model, x):
-    """Let the layers check whose ghosts they make: here they know the number of their rows.
+    """Raise `ValueError` if a layer in training makes ghosts of other rows than the examples.
 
-    Args:
-        model: the model.
-        x: its (nested) inputs, of which only shapes and dtypes count.
-
-    Raises:
-        ValueError: if a layer in training makes ghosts of something else than examples.
+    The layers check it themselves, in a trace with a known number of rows.
     """
     layers = tuple(id(layer) for layer in ghost_layers(model))
     if _checked.get(model, ()) == layers:
@@ -157,14 +152,7 @@ def _check_ghosts(model, x):
 
 
 def packing(structure):
-    """Functions between nested structures like `structure` and flat lists of their tensors.
-
-    Args:
-        structure: nested tensors and `None`s.
-
-    Returns:
-        Tuple `(pack, unpack)`.
-    """
+    """Functions `(pack, unpack)` between nestings like `structure` and flat lists of tensors."""
     present = [leaf is not None for leaf in keras.tree.flatten(structure)]
 
     def pack(structure):

@@ -27,8 +27,8 @@ class Batch:
         count: number of rows of the microbatch.
         index: number of the microbatch, counted from 0.
         contrast: the weight of the microbatch's gradient in the difference of the batch's halves.
-        single: whether these are all rows, so that both halves are among them.
-        state: tuple of `(state variable, value)` where it is not the variable's own.
+        single: whether the batch has one microbatch only, so that both halves are in it.
+        state: tuple of `(state variable, value)`, the values that earlier microbatches left.
         masks: the `Masks` of the whole batch's outputs, where the batch has several microbatches.
     """
 
@@ -64,7 +64,7 @@ class Batch:
         return tf.math.divide_no_nan(rows, examples)
 
     def share_of(self, max_examples):
-        """How many of the microbatch's rows are used where the batch may use `max_examples`."""
+        """Number of the microbatch's rows in use where the batch uses `max_examples`."""
         rows, examples = self.num_rows, self.num_examples
         if max_examples is None:
             return rows
@@ -93,11 +93,11 @@ class Batch:
         return keras.tree.map_structure(cut, structure)
 
     def placed(self, rows, whole=None):
-        """Put the microbatch's rows where they belong in the whole batch.
+        """Put the microbatch's rows in their place in the whole batch.
 
         Args:
             rows: nested tensors with the microbatch's rows.
-            whole: what the other rows hold; `None` for copies of `rows` without a gradient.
+            whole: the other rows; `None` for copies of `rows` without a gradient.
 
         Returns:
             Nested tensors of M rows.

@@ -1,11 +1,11 @@
-"""The per-example gradient of one variable, held in whatever form is cheapest to sum and square.
+"""The per-example gradient of one variable, in the form that is cheapest to sum and to square.
 
 Every block stands for a tensor g of shape (M, *variable.shape). `sums` returns (Σ_i g_i, Σ_i g_i²)
-and `per_example` returns g itself. A compact block gets its sums without ever holding g; the sums
-of other blocks can leave out examples, by `keep`, a vector of ones and zeros.
+and `per_example` returns g itself. A compact block computes its sums without g. The sums of other
+blocks can leave out examples, by `keep`, a vector of ones and zeros.
 
-A block is made of arrays that have the examples first, and is cut by cutting these: a rule sees the
-whole batch, so what it computes of all examples, such as batch statistics, holds for every part.
+A block consists of arrays with the examples first; a part of it consists of parts of these. A rule
+sees the whole batch, so functions of all examples, such as batch statistics, hold for every part.
 """
 
 import copy
@@ -85,8 +85,8 @@ class Rows(Block):
         self.num_rows = num_rows
 
     def sums(self):
-        # What example i reads more than once is added up at the first of its places among the
-        # sorted ids, before it is squared; the other places stay zero.
+        # Gradients of a row that example i reads more than once are added at the first of its
+        # places among the sorted ids, before the square. The other places stay zero.
         ids, d = self.arrays
         ordered = tf.sort(ids, axis=1)
         places = tf.searchsorted(ordered, ids)
@@ -150,7 +150,7 @@ class Uncorrelated(Block):
 
 
 class Shared(Block):
-    """The sum of the blocks of a variable that is used more than once: add first, then square."""
+    """The sum of the blocks of a variable that is used more than once, which is then squared."""
 
     def __init__(self, blocks):
         super().__init__(*(array for block in blocks for array in block.arrays))

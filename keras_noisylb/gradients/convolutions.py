@@ -92,14 +92,14 @@ def channels_last(layer, a, d):
 
 
 def _causal_padding(layer):
-    return [(0, 0), ((layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0), (0, 0)]
+    return (layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0
 
 
 def shifted_inputs(layer, a, d):
-    """For every kernel position, the inputs (M, T, c) that it met at the T output positions.
+    """For every kernel position, its inputs (M, T, c) at the T output positions.
 
-    One matrix product per kernel position was measured to be the fastest way on CPU; it also needs
-    no copy of all patches.
+    One matrix product per kernel position was the fastest way on CPU, and needs no copy of all
+    patches.
     """
     outputs = sizes(d)[1:-1]
     paddings = _paddings(layer, sizes(a)[1:-1], outputs)
@@ -117,7 +117,7 @@ def _paddings(layer, inputs, outputs):
     if layer.padding == "valid":
         return [(0, 0)] * len(inputs)
     if layer.padding == "causal":
-        return [((layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0)]
+        return [_causal_padding(layer)]
     paddings = []
     for axis, (size, out) in enumerate(zip(inputs, outputs, strict=True)):
         span = (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis]
@@ -139,8 +139,8 @@ def _products(layer, a, d):
     if lattice is None:
         gradient = positions(d)
         return [tf.matmul(s, gradient, transpose_a=True) for s in shifted_inputs(layer, a, d)]
-    # Inputs and gradients on one lattice that has the zeros of the padding between its rows: a
-    # shift is then the same distance everywhere, and a window of all inputs needs no copy.
+    # Inputs and gradients on one lattice, with the zeros of the padding between its rows. A shift
+    # is then the same distance everywhere, and a window of all inputs needs no copy.
     shape, before = lattice
     length, (examples, *outputs, filters) = math.prod(shape), sizes(d)
     margins = [size - known for size, known in zip(shape, sizes(a)[1:-1], strict=True)]
@@ -161,9 +161,9 @@ def _products(layer, a, d):
 
 
 def _lattice(layer, a, d):
-    """The shape of the lattice of `_products` and its zeros before, or `None` if it would not pay.
+    """The shape of the lattice of `_products` and its leading zeros, or `None` if it is slower.
 
-    The zeros may add a fifth to the positions, and a window must begin where memory is aligned.
+    The zeros may add a fifth to the positions, and a window must begin at an aligned address.
     """
     inputs, outputs = a.shape[1:-1], d.shape[1:-1]
     if None in (*inputs, *outputs) or set(layer.strides) != {1} or a.shape[-1] % 16:
@@ -214,7 +214,7 @@ def _join(kernel):
 def _convolve(layer, operation, a, kernel):
     padding = layer.padding
     if padding == "causal":
-        a, padding = tf.pad(a, _causal_padding(layer)), "valid"
+        a, padding = tf.pad(a, [(0, 0), _causal_padding(layer), (0, 0)]), "valid"
     return operation(
         a,
         kernel,

@@ -1,4 +1,4 @@
-"""Whether a model gives an example the same output alone as in a batch, found by trying it once."""
+"""Whether a model gives an example the same output alone as in a batch: tried once."""
 
 import dataclasses
 import warnings
@@ -21,12 +21,12 @@ _passed: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
 def coupling(model, x):
-    """What in a model couples the examples of a batch, beside what is recorded in the batch.
+    """Find a layer that couples the examples of a batch, beside ghost batches and dropout.
 
-    One of four examples of random numbers goes through the model alone, with its rows of the ghost
-    statistics and dropout masks that were recorded as all four went through it together. The
-    weights are moved a little, so that a coupling that they switch off is seen too. This happens
-    eagerly, once for a model, also where a step is traced or compiled.
+    Four random examples go through the model together, where ghost statistics and dropout masks are
+    recorded. One of them then goes through it alone, with its rows of what was recorded. The
+    weights are changed a little, because their present values may hide a coupling. This runs
+    eagerly, once for a model, also while a step is traced or compiled.
 
     Args:
         model: the model.
@@ -76,7 +76,7 @@ def _compare(model, x):
     row = [tuple(value[_ROW] for value in values) for values in saved]
     one = keras.tree.map_structure(lambda a: None if a is None else a[_ROW : _ROW + 1], x)
     alone = _run(model, one, replay(row))
-    if alone.own_numbers:  # refused for that, by who runs the examples
+    if alone.own_numbers:  # `Replay.per_example` refuses it
         return None
     tolerance = _tolerance(model)
     difference = _difference(together.calls[-1].outputs, alone.calls[-1].outputs, tolerance)
@@ -91,8 +91,8 @@ def _compare(model, x):
     layer = next(first, model)
     return (
         f"the {type(layer).__name__} {layer.name!r} couples the examples of a batch, or draws "
-        "random numbers of its own: alone, an example has another output than in a batch (by "
-        f"{difference:.1g} of the largest entry, behind the last layer)."
+        "random numbers of its own: alone, an example has another output than in a batch (the "
+        f"model's output differs by {difference:.1g} of its largest entry)."
     )
 
 
@@ -138,7 +138,7 @@ def _tolerance(model):
 
 
 def _difference(together, alone, tolerance):
-    """How far the example's row is from what it is alone, by the largest entry; 0 if it is not."""
+    """The largest difference of the example's row, relative to its largest entry; 0 if none."""
     worst = 0.0
     pairs = zip(keras.tree.flatten(together), keras.tree.flatten(alone), strict=False)
     for a, b in pairs:

@@ -1,4 +1,4 @@
-"""Whether the layerwise engine can treat a model, found by tracing it once without running it."""
+"""Whether the layerwise engine can treat a model: found by a trace, without running the model."""
 
 import dataclasses
 import weakref
@@ -10,8 +10,8 @@ from keras_noisylb.gradients.loss import call_model
 from keras_noisylb.gradients.rules import RULES, covered_variables
 from keras_noisylb.gradients.taps import all_layers, intercept, record_use
 
-# How many examples the traced batch has: a prime that no other axis is likely to have, so that a
-# first axis of another size is known not to be that of the examples.
+# Examples of the traced batch: a prime that is no likely size of another axis, so that a first axis
+# of another size is not that of the examples.
 _EXAMPLES = 8191
 
 _cache: weakref.WeakKeyDictionary[keras.Model, dict] = weakref.WeakKeyDictionary()
@@ -19,11 +19,11 @@ _cache: weakref.WeakKeyDictionary[keras.Model, dict] = weakref.WeakKeyDictionary
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What the layerwise engine finds in a model.
+    """The layers that the layerwise engine records, and what it cannot treat.
 
     Args:
-        layers: the layers that it will record.
-        obstacles: for every trainable variable out of its reach, a sentence that says why.
+        layers: the layers.
+        obstacles: for each trainable variable that it cannot treat, a sentence that says why.
     """
 
     layers: tuple
@@ -31,7 +31,7 @@ class Coverage:
 
 
 def coverage(model, x):
-    """Find the layers of `model` that have rules, and the variables that they leave out.
+    """Find the layers of `model` that have rules, and the variables that no rule covers.
 
     Args:
         model: a built Keras model.
@@ -77,31 +77,26 @@ def _find(model, specs):
         elif id(v) in hidden:
             obstacles.append(f"{what} is also used outside of that layer's own call")
         elif calls & nested:
-            obstacles.append(f"{what} is used inside a loop, out of the tape's sight")
+            obstacles.append(f"{what} is used inside a loop, which the tape does not record")
         elif calls & merged:
             obstacles.append(f"{what} is called on tensors whose first axis is not the examples'")
     return Coverage(tuple(layers), tuple(obstacles))
 
 
 def _trace(model, layers, specs):
-    """Trace the model with what the rules of `layers` cover cut off wherever a record sees it.
-
-    Args:
-        model: the model.
-        layers: layers that have rules.
-        specs: specifications of the inputs.
+    """Trace the model with the variables constant that recorded calls of `layers` use.
 
     Returns:
-        The ids of the variables that reach the outputs by another way than a recorded call, of the
-        layers whose records lie in a graph of their own, and of those that are called on something
-        else than one row for each example.
+        The ids of the variables that reach the outputs outside of a recorded call, of the layers
+        that are called in a graph of their own, and of those that are called on inputs without one
+        row for each example.
     """
     uses, hidden, nested, merged = [], set(), set(), set()
     record = record_use(uses)
 
     def cut(layer, call, *args, **kwargs):
-        # Inside this scope what the rule covers is constant, so a gradient that still reaches it
-        # comes from a use that the record does not see.
+        # What the rule covers is constant in this scope. If it still gets a gradient, the model
+        # also uses it outside of recorded calls.
         constants = [(v, tf.stop_gradient(v.value)) for v in covered_variables(layer).values()]
         with keras.StatelessScope(state_mapping=constants):
             return record(layer, call, *args, **kwargs)
@@ -118,7 +113,7 @@ def _trace(model, layers, specs):
         nested.update(id(use.layer) for use in uses if use.output.graph is not graph)
         merged.update(id(use.layer) for use in uses if not _has_examples(use))
 
-    # Traced only. (No init_scope around it: that would stop the tape from recording.)
+    # Traced, not run. No init_scope around it: the tape would not record.
     tf.function(trace, autograph=False).get_concrete_function(specs)
     return hidden, nested, merged
 

@@ -1,4 +1,4 @@
-"""Choosing how per-example gradients are obtained from a model."""
+"""The choice of the engine that computes per-example gradients."""
 
 from keras_noisylb.gradients import vectorized
 from keras_noisylb.gradients.coverage import coverage
@@ -17,7 +17,7 @@ def choose(model, x, engine="auto", conv="exact"):
 
     Returns:
         Tuple of the layers that the layerwise engine records, or `None` for the vectorized_map
-        engine, and the reasons for which that one must replace the layerwise engine.
+        engine, and the reasons why the layerwise engine cannot be used.
 
     Raises:
         ValueError: if no engine, or not the one that was asked for, can treat the model.
@@ -37,7 +37,7 @@ def choose(model, x, engine="auto", conv="exact"):
         )
     if obstacle is not None:
         raise ValueError(
-            "no engine for the gradients of single examples can treat this model. layerwise: "
+            "no engine for per-example gradients can treat this model. layerwise: "
             f"{reasons}. vectorized_map: {obstacle} Otherwise use, in a noise, "
             f"{vectorized.ANY_MODEL}."
         )
@@ -47,7 +47,7 @@ def choose(model, x, engine="auto", conv="exact"):
 def layerwise_layers(model, x, engine="auto", conv="exact"):
     """The layers that the layerwise engine records, or `None` for the other one; see `choose`.
 
-    A warning says once if the other one is used without having been asked for.
+    Warns once for a model if the other one replaces it.
     """
     layers, reasons = choose(model, x, engine, conv)
     if reasons:
@@ -62,7 +62,7 @@ def squares(model, x, engine="auto", max_examples=None, conv="exact", true_label
         model: the model.
         x: its inputs.
         engine: "auto", "layerwise" or "vectorized_map".
-        max_examples: take the mean over the first so many examples only; `None` for all.
+        max_examples: number of examples that are used, the first ones; `None` for all.
         conv: "exact" or "uncorrelated".
         true_labels: whether the labels are drawn from the model.
 

@@ -1,8 +1,8 @@
 """Kronecker factors of the Fisher, layer by layer (K-FAC; paper, A.6).
 
-A layer z = Wᵀ a has F ≈ A ⊗ G with A = E[a aᵀ] and G = E[d dᵀ], a holding a 1 for the bias and d
-being the gradient at z. For T positions (a convolution, a Dense layer on sequences, several calls
-of one layer) A sums and G averages over them (Grosse & Martens 2016, KFC).
+A layer z = Wᵀ a has F ≈ A ⊗ G with A = E[a aᵀ] and G = E[d dᵀ], where a has a 1 for the bias and d
+is the gradient at z. Over T positions (a convolution, a Dense layer on sequences, several calls of
+one layer) A is a sum and G is a mean (Grosse & Martens 2016, KFC).
 """
 
 import collections
@@ -28,7 +28,7 @@ FACTORED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a factored layer's kernel and bias stand among the trainable variables.
+    """The places of a factored layer's kernel and bias among the trainable variables.
 
     Args:
         layer: the layer.
@@ -83,8 +83,8 @@ class KroneckerFactors(PerExample):
     Args:
         layers: the layers to record, as found by `coverage`.
         places: from `factored_places`.
-        damping: part of its mean eigenvalue that is added to the diagonal of each factor.
-        max_examples: use the first so many examples only; `None` for all.
+        damping: fraction of its mean eigenvalue that is added to the diagonal of each factor.
+        max_examples: number of examples that are used, the first ones; `None` for all.
         true_labels: whether the labels are drawn from the model.
     """
 
@@ -163,7 +163,7 @@ STATISTICS.register("factors", KroneckerFactors)
 
 
 def _factors(place, kernel, count, unit):
-    """Sums over examples of Σ_t a aᵀ and of the mean over t of d dᵀ, d in parts of 1 / `unit`."""
+    """Sums over examples of Σ_t a aᵀ and of the mean over t of d dᵀ, with `unit` times d."""
     inputs = list(kernel.inputs())
     dtype = statistics_dtype(place.layer.kernel)
     rows, columns = place.sides
@@ -201,7 +201,7 @@ def _num_positions(d, layer):
 
 
 def _patches(layer, a, d):
-    """What the kernel meets at each position, (M, T, rows), and the gradients there, (M, T, o)."""
+    """The kernel's inputs at each position, (M, T, rows), and the gradients there, (M, T, o)."""
     if isinstance(layer, keras.layers.Dense):
         return positions(tf.cast(a, d.dtype)), positions(d)
     a, d = channels_last(layer, a, d)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def labels_for(noise, model, loss):
-    """How the labels of a noise's Fisher are drawn.
+    """The function that draws the labels of a noise's Fisher.
 
     Args:
         noise: the noise.
@@ -26,10 +26,10 @@ def labels_for(noise, model, loss):
 
 
 def label_sampler(loss, output_names=None):
-    """How to draw labels from the distribution that a loss reads a model's outputs as.
+    """The function that draws labels from the distribution that a loss gives a model's outputs.
 
-    The true Fisher is the mean over the inputs of E[g gᵀ], the labels being the model's own
-    (Wen et al. 2020, A.9). A loss that is a negative log likelihood names their distribution:
+    The true Fisher is the mean over the inputs of E[g gᵀ], with labels from the model's predictive
+    distribution (Wen et al. 2020, A.9). A loss that is a negative log likelihood defines it:
 
     - sparse categorical cross-entropy, categorical cross-entropy: one class per position, the
       classes on the last axis. Labels equal to `ignore_class` are kept.
@@ -43,7 +43,7 @@ def label_sampler(loss, output_names=None):
         loss: what `compile` takes: a Keras loss, its name or its function; for several outputs a
             dict or list of them aligned with `y` and `y_pred` (`None` keeps an output's labels),
             or one loss for all.
-        output_names: names of the model's outputs, by which `loss` or `y` may be keyed where
+        output_names: names of the model's outputs, which may be the keys of `loss` or `y` where
             `y_pred` is a list; `None` if it has none.
 
     Returns:
@@ -52,8 +52,8 @@ def label_sampler(loss, output_names=None):
         numbers at every call. `y_sampled` has the structure, shapes and dtypes of `y`.
 
     Raises:
-        ValueError: if the distribution of a loss is not known, its classes are not on the last
-            axis, or (in the function) `y` cannot hold the labels or does not match the loss.
+        ValueError: if the distribution of a loss is not known or its classes are not on the last
+            axis; in the function, if `y` cannot have such labels or does not match the loss.
 
     Example:
     ```python
@@ -67,7 +67,7 @@ def label_sampler(loss, output_names=None):
         parts = {k: label_sampler(part) for k, part in _outputs(loss).items() if part is not None}
         return lambda y, y_pred, draws: _each_output(parts, y, y_pred, draws)
     loss = _instance(loss)
-    # Its own `get_config` leaves out `axis`; its base class' has every argument of the function.
+    # The loss' own `get_config` leaves out `axis`; that of its base class has every argument.
     options = super(type(loss), loss).get_config()
     draw = _DISTRIBUTIONS[type(loss)]
     if draw in {_sparse_classes, _one_hot_classes} and options.get("axis", -1) != -1:

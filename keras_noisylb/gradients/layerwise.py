@@ -1,9 +1,9 @@
 """Per-example statistics from each layer's inputs and pre-activation gradients: the fast engine.
 
-One backward pass gives the gradient at every layer's pre-activation; a rule for the layer turns it
-into per-example gradients, which are summed and squared a slice at a time. What is computed is each
-example's *contribution* to the batch gradient: with batch or ghost statistics it runs through them,
-and the contributions still add up to the batch gradient (paper, A.3).
+One backward pass gives the gradient at every layer's pre-activation. A rule for the layer turns it
+into per-example gradients, which are squared and summed a slice at a time. The result is each
+example's *contribution* to the batch gradient. With batch or ghost statistics it passes through
+them, and the contributions still add up to the batch gradient (paper, A.3).
 """
 
 import keras
@@ -17,7 +17,7 @@ from keras_noisylb.gradients.variable_gradients import variable_gradients
 
 
 class Tapped:
-    """A microbatch that went through the model with every covered layer's inputs recorded.
+    """A microbatch's forward pass, with a record of every covered layer's inputs.
 
     Args:
         objective: an `Objective`.
@@ -34,12 +34,12 @@ class Tapped:
             self.recorded = objective.record(batch, draws)
 
     def by_variable(self, loss, more_sources=(), count=None):
-        """Differentiate a loss.
+        """Differentiate a recorded loss.
 
         Args:
-            loss: the recorded loss.
+            loss: the loss.
             more_sources: further sources of the same backward pass.
-            count: keep the first so many examples only; `None` for all.
+            count: number of examples to keep, the first ones; `None` for all.
 
         Returns:
             Tuple of the list of `VariableGradients`, made of g_i / M, and the list of gradients of
@@ -57,7 +57,7 @@ class LayerwiseSquares(Squares):
 
     Args:
         layers: the layers to record, as found by `coverage`.
-        max_examples: take the mean over the first so many examples only; `None` for all.
+        max_examples: number of examples that are used, the first ones; `None` for all.
         conv: "exact", or "uncorrelated" for the paper's A.5.
         true_labels: whether the labels are drawn from the model.
     """
@@ -69,7 +69,7 @@ class LayerwiseSquares(Squares):
     def measure(self, objective, batch, draws):
         tapped = Tapped(objective, self.layers, batch, draws, self.conv)
         recorded, variables = tapped.recorded, objective.variables
-        # The sum of the per-example gradients is the gradient: the ordinary op need not run.
+        # The sum of the per-example gradients is the gradient, so no other op need compute it.
         complete = self.max_examples is None and objective.labels is None
         count = batch.share_of(self.max_examples)
         kept = None if self.max_examples is None else count
@@ -79,7 +79,7 @@ class LayerwiseSquares(Squares):
         totals, squares = {}, {}
         for found in by_variable:
             total, square = found.sums(count)
-            # M is multiplied here, where it is cheap: an output's gradient is far larger.
+            # The factor M is applied here, where it is cheap: an output's gradient is far larger.
             unit = tf.cast(batch.num_examples, square.dtype)
             totals[id(found.variable)] = tf.cast(total, found.variable.dtype)
             squares[id(found.variable)] = square * unit**2

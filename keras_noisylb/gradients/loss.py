@@ -1,4 +1,4 @@
-"""What the gradient of a batch is the gradient of, in a form that every estimator can evaluate."""
+"""The loss of a batch, in the form that every statistic differentiates."""
 
 import dataclasses
 import inspect
@@ -26,57 +26,44 @@ def statistics_dtype(variable):
 
 
 def check_trained(variables):
-    """Refuse variables for which Keras takes a gradient to be the next value.
-
-    Args:
-        variables: trainable variables.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Raise `ValueError` for a variable whose next value Keras takes from its gradient."""
     for v in variables:
         if v.overwrite_with_gradient:
             raise ValueError(
-                f"the trainable variable {v.path!r} is overwritten by what a step returns as its "
-                "gradient (the scales of float8 layers are): there is nothing to add noise to, nor "
-                "to square or average. Train such a model without noise and not in a NoisyModel, "
-                'or with dtype="mixed_bfloat16" instead of float8.'
+                f"Keras overwrites the trainable variable {v.path!r} by the value that a step "
+                "returns as its gradient (so for the scales of float8 layers). Such a value cannot "
+                "get noise, and cannot be squared or averaged. Train the model without noise and "
+                'not in a NoisyModel, or with dtype="mixed_bfloat16" instead of float8.'
             )
 
 
 def check_add_loss_reduction(value):
-    """Check the argument of this name.
-
-    Args:
-        value: what was received.
-
-    Raises:
-        ValueError: if it is none of those that it may be.
-    """
+    """Raise `ValueError` if `add_loss_reduction` has none of its allowed values."""
     if value is not None and value not in get_args(AddLossReduction):
         raise ValueError(
-            '`add_loss_reduction` must be "mean" or "sum", what the `add_loss` terms of layers do '
-            f"with the examples of a batch, or None. Received: add_loss_reduction={value!r}"
+            '`add_loss_reduction` must be "mean" or "sum", the reduction over the examples in the '
+            f"`add_loss` terms of layers, or None. Received: add_loss_reduction={value!r}"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss that one update descends, split into its data part and the rest.
+    """The loss that an update minimises, split into the data loss and the model's own losses.
 
     The per-example gradient g_i is example i's contribution to the gradient of the *data* loss,
-    times M: the mean of g_i over the batch is that gradient, whatever the reduction, the sample
-    weights or the masks of the loss. Regularisers and `add_loss` terms are in the gradient only.
+    times M. The mean of g_i over the batch is that gradient, for any reduction, sample weights or
+    masks of the loss. Regularisers and `add_loss` terms are part of the gradient only.
 
     Args:
-        model: the model; its layers may be tapped.
-        total_loss: function `(x, y, y_pred, sample_weight) -> scalar`, regularisers included.
-        scale: function applied to every loss before it is differentiated (loss scaling).
-        extra_weight: what `total_loss` multiplies the model's own losses by: 1 / R on R replicas.
+        model: the model.
+        total_loss: function `(x, y, y_pred, sample_weight) -> scalar`, with regularisers.
+        scale: function that is applied to every loss before it is differentiated (loss scaling).
+        extra_weight: factor of the model's own losses in `total_loss`: 1 / R on R replicas.
         labels: function `(y, y_pred, draws) -> y` that draws the labels of the Fisher from the
             model's predictive distribution; `None` for those of the data.
-        add_loss_reduction: what the layers' `add_loss` terms do with the examples, "mean" or "sum";
-            `None` where it is not known, which is an error if the batch has several microbatches.
+        add_loss_reduction: reduction over the examples in the layers' `add_loss` terms, "mean" or
+            "sum"; `None` if it is not known, which is an error where a batch has several
+            microbatches.
     """
 
     model: keras.Model
@@ -92,7 +79,7 @@ class Objective:
         return self.model.trainable_variables
 
     def own_losses(self, losses: list[Tensor]) -> Tensor | None:
-        """The sum of some of the model's own losses as the total loss holds it, or `None`."""
+        """The part of the total loss that `losses`, some of the model's own, make; or `None`."""
         if not losses:
             return None
         dtype = keras.config.floatx()
@@ -114,7 +101,7 @@ class Objective:
         if batch.masks is not None:
             with_masks(whole, batch.masks.of_batch(y_pred))
         regularised = [(v, v.value) for v in self.variables if v.regularizer is not None]
-        # In the scope, what the loss counts for its metrics is forgotten: it is counted later.
+        # The scope keeps the loss from updating its metrics, which `reported_loss` does.
         with keras.StatelessScope(state_mapping=regularised):
             loss = self.total_loss(batch.x, y, whole, batch.sample_weight)
             regularisers = self.own_losses(self.model.losses)
@@ -143,7 +130,7 @@ class Objective:
         return tf.add_n(parts) if parts else None
 
     def reported_loss(self, batch: Batch, y_pred: Nested, extra_loss: Tensor | None) -> Tensor:
-        """The loss of the whole batch, counted in the loss' metrics.
+        """The loss of the whole batch; updates the metrics of the loss.
 
         Args:
             batch: a `Batch`, whole.
@@ -154,7 +141,7 @@ class Objective:
             Scalar.
         """
         loss = self.total_loss(batch.x, batch.y, y_pred, batch.sample_weight)
-        # The total loss finds the regularisers, but not what layers have added inside of the step.
+        # The total loss has the regularisers, but not what layers added inside of the step.
         found = self.own_losses(self.model.losses)
         if found is not None:
             loss = loss - tf.cast(found, loss.dtype)
@@ -171,8 +158,8 @@ class Objective:
             A `Recorded`.
 
         Raises:
-            ValueError: if the model assigns a trainable variable, or a step overwrites one, or it
-                is not known what a microbatch's part of the model's own losses is.
+            ValueError: if the model assigns a trainable variable, if Keras overwrites one, or if
+                the microbatch's part of the model's own losses is not known.
         """
         check_trained(self.variables)
         with tf.GradientTape(persistent=True) as tape:
@@ -192,9 +179,9 @@ class Objective:
         for v in scope.written:
             if id(v) in trained:
                 raise ValueError(
-                    f"the trainable variable {v.path!r} is assigned while the model is called (as "
-                    "SpectralNormalization does): no gradient is that of the weights that it "
-                    "leaves. Train such a model without noise and not in a NoisyModel."
+                    f"the model assigns its trainable variable {v.path!r} while it is called (as "
+                    "SpectralNormalization does), so the gradient is not that of the new value. "
+                    "Train such a model without noise and not in a NoisyModel."
                 )
         state = [(v, scope.get_current_value(v)) for v in scope.written]
         return Recorded(self, batch, tape, y_pred, data, fisher, extra, scaled, state)
@@ -202,17 +189,17 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """One forward pass, with what can be differentiated out of it.
+    """One forward pass, and the losses that can be differentiated.
 
     Args:
         objective: the `Objective`.
         batch: the `Batch`.
         tape: the persistent tape.
         y_pred: the model's outputs for the microbatch.
-        data_loss: the scaled loss whose contributions add up to the gradient.
-        fisher_loss: the scaled loss whose contributions make F; the same for the empirical Fisher.
+        data_loss: the scaled data loss, with the labels of the data.
+        fisher_loss: the scaled data loss, with the labels of the Fisher.
         extra_loss: the microbatch's part of the model's own losses, as reported, or `None`.
-        scaled_extra_loss: the same as it is differentiated.
+        scaled_extra_loss: the same, scaled, to be differentiated.
         state: list of `(state variable, new value)`, of those that were assigned.
     """
 

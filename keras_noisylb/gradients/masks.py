@@ -11,7 +11,7 @@ from keras_noisylb.layers.ghosts import part_of_batch
 
 
 class Masks:
-    """The masks of the outputs for the whole batch: a loss may divide by what they leave.
+    """The masks of the outputs for the whole batch: a loss may divide by their sum.
 
     Args:
         model: the model.
@@ -27,7 +27,7 @@ class Masks:
         """The masks, or `None` where there is none, nested as the outputs are.
 
         Args:
-            y_pred: outputs for the first microbatch; later ones are not looked at.
+            y_pred: outputs for the first microbatch; those of later ones are not used.
         """
         if self._found is None:
             self._found = self._find(y_pred)
@@ -38,7 +38,7 @@ class Masks:
         if all(mask is None for mask in keras.tree.flatten(first)):
             return first
         if not tf.executing_eagerly():
-            # Only the operations that make the masks remain of this forward pass.
+            # TensorFlow keeps only those operations of this forward pass that make the masks.
             return self._of_rows(self.batch)
         starts = [self.microbatches.start(k) for k in range(self.microbatches.number + 1)]
         later = [
@@ -50,7 +50,7 @@ class Masks:
         )
 
     def _of_rows(self, part):
-        # A tape would keep what this pass computes in memory.
+        # A tape would keep the tensors of this pass in memory.
         no_tape = tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext()
         in_batch = part_of_batch(part.num_examples, part.first_row, part.num_rows)
         with no_tape, in_batch, keras.StatelessScope():

@@ -57,10 +57,10 @@ class Microbatches:
 
 
 def halves_contrast(in_first, first, total):
-    """The weights that make of a batch's gradient the difference of its halves.
+    """The weights of the examples in the scaled difference of the batch's halves.
 
-    With parts g_i / M of the gradient, their weighted sum is sqrt(n_A n_B / M) (G_A - G_B), n and G
-    being the halves' numbers of examples and mean gradients: it has the covariance of one g_i.
+    The weighted sum of the parts g_i / M of the gradient is sqrt(n_A n_B / M) (G_A - G_B), where n
+    and G are the halves' numbers of examples and mean gradients. It has the covariance of one g_i.
 
     Args:
         in_first: boolean tensor, whether an example is in the first half.
@@ -138,6 +138,6 @@ def _gcd(a, b):
     """Greatest common divisor of positive integers."""
     if isinstance(a, int):
         return math.gcd(a, b)
-    for _ in range(46):  # as many as 32 bits can need; what a loop finds is no constant to XLA
+    for _ in range(46):  # enough for 32 bits; XLA takes no result of a loop for a constant
         a, b = tf.where(b > 0, b, a), tf.where(b > 0, a % tf.maximum(b, 1), 0)
     return a

@@ -1,4 +1,4 @@
-"""Moments of the per-example gradients, unbiased, from the two halves of a batch."""
+"""Unbiased moments of the per-example gradients, from the two halves of a batch."""
 
 import tensorflow as tf
 
@@ -7,10 +7,10 @@ from keras_noisylb.gradients.vectors import as_statistics, contrasted
 
 
 class WithMoments(Statistic):
-    """Another statistic, and beside it the moments `(tr Σ, |G|² of the data loss, |G|²)`.
+    """Another statistic together with the moments `(tr Σ, |G|² of the data loss, |G|²)`.
 
-    Σ is the covariance of one example's gradient and G the expected gradient, without and with
-    regularisers. All three are unbiased.
+    Σ is the covariance of one example's gradient. G is the expected gradient, without and with
+    regularisers. All three estimates are unbiased.
 
     Args:
         inner: the other statistic.

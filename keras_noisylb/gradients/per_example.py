@@ -11,7 +11,7 @@ class PerExample(Statistic):
     """Base class of the statistics that are means over per-example gradients.
 
     Args:
-        max_examples: use the first so many examples of the batch only; `None` for all.
+        max_examples: number of examples that are used, the first ones; `None` for all.
         true_labels: whether the labels are drawn from the model, which costs a backward pass.
     """
 

@@ -1,4 +1,4 @@
-"""Running single examples through a model as they went through it in their batch."""
+"""Single examples go through a model with the statistics and masks of their batch."""
 
 import keras
 import tensorflow as tf
@@ -16,7 +16,7 @@ MASKS = (
 
 
 def replayed_layers(model):
-    """The layers whose calls are recorded in the batch: they couple its examples or are random."""
+    """The layers whose calls are recorded: they couple the examples of a batch or are random."""
     return [
         layer
         for layer in all_layers(model)

@@ -1,10 +1,9 @@
 """Per-example gradients of one layer, from its inputs and the gradient of its pre-activation.
 
-A rule is a pure function `(layer, use, d, conv) -> {attribute: block}`: `use.inputs` is what the
-layer was called with (M examples first); `d`, of the shape of the layer's pre-activation, is M
-times the gradient of the batch loss with respect to it, so that its i-th row makes g_i; `conv` is
-"exact" or "uncorrelated". `blocks.py` has the forms that a block can take. A rule is given all
-examples of the layer's call, also where only some of them are used.
+A rule is a pure function `(layer, use, d, conv) -> {attribute: block}`. `use.inputs` are the inputs
+of the layer's call, M examples first. `d` is M times the gradient of the batch loss at the layer's
+pre-activation, so that its i-th row gives g_i. `conv` is "exact" or "uncorrelated". `blocks.py` has
+the forms of a block. A rule receives all examples of the call, also where only some are used.
 """
 
 import dataclasses
@@ -42,7 +41,7 @@ class LayerRule:
 
 
 class LayerRules:
-    """Rules by layer class. A subclass has no rule unless it is registered: it may differ."""
+    """Rules by layer class. A subclass may compute something else: it needs its own rule."""
 
     def __init__(self) -> None:
         self._rules: dict[type, LayerRule] = {}
@@ -52,7 +51,7 @@ class LayerRules:
         self._rules[layer_class] = rule
 
     def get(self, layer: keras.layers.Layer) -> LayerRule | None:
-        """The rule for `layer`, or `None`: a quantised layer computes something else."""
+        """The rule for `layer`, or `None` if there is none or the layer is quantised."""
         quantised = getattr(layer, "quantization_mode", None) is not None
         return None if quantised else self._rules.get(type(layer))
 
@@ -120,8 +119,8 @@ def normalization(*, scale, shift=None):
     def gradients(layer, use, d, conv):
         gain = getattr(layer, scale, None)
         bias = getattr(layer, shift, None) if shift else None
-        # What the layer gives with a scale of one and no shift are its normalised inputs; the scope
-        # also keeps this second call from moving the statistics once more.
+        # With a scale of one and no shift, the layer's outputs are its normalised inputs. The scope
+        # also keeps this second call from updating the statistics again.
         substitutes = [(v, tf.ones(v.shape, v.dtype)) for v in (gain,) if v is not None]
         substitutes += [(v, tf.zeros(v.shape, v.dtype)) for v in (bias,) if v is not None]
         with keras.StatelessScope(state_mapping=substitutes):

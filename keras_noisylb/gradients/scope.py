@@ -1,4 +1,4 @@
-"""A forward pass that changes nothing, and what it would have changed or added to the loss."""
+"""A forward pass without side effects, which records assignments and added losses."""
 
 import contextlib
 
@@ -8,9 +8,9 @@ from keras_noisylb.gradients.taps import all_layers, intercept
 
 
 class Scope(keras.StatelessScope):
-    """A stateless scope that tells which variables were assigned in it, and the losses of layers.
+    """A stateless scope that records which variables were assigned, and the losses of layers.
 
-    Those of the model are not all variables: unseeded `keras.random` has a generator of its own.
+    Variables outside of the model are recorded too: unseeded `keras.random` has a generator.
 
     Attributes:
         written: the variables.
@@ -47,7 +47,7 @@ class Scope(keras.StatelessScope):
 
         def handler(layer, call, *args, **kwargs):
             outputs = call(*args, **kwargs)
-            # The next that Keras does is to add the regulariser's loss of each output.
+            # Keras adds the regulariser's loss of each output next.
             self._expected = sum(map(keras.ops.is_tensor, keras.tree.flatten(outputs)))
             return outputs
 

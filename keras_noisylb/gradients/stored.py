@@ -1,22 +1,21 @@
-"""A statistic that serves several updates."""
+"""A statistic that several updates use."""
 
 import keras
 from keras import ops
 
 
 class StoredStatistic:
-    """The last statistic of the batch that was measured, kept in variables.
+    """The last statistic that was measured, in variables.
 
     Args:
-        shapes: its shapes, lists and tuples nested as the statistic is, `None` where it has
-            nothing.
-        update_every: number of updates for which it is used.
+        shapes: as from `Statistic.stored_shapes`.
+        update_every: number of updates that use it.
     """
 
     def __init__(self, shapes, update_every):
         self.shapes, self.update_every = shapes, update_every
         self.statistic = []
-        # Each device keeps its own, read as their mean: nothing is communicated in a step.
+        # Each device has its own; a read gives their mean. A step communicates nothing.
         _map_shapes(
             lambda shape: self.statistic.append(
                 keras.Variable(
@@ -30,47 +29,40 @@ class StoredStatistic:
             shapes,
         )
         same = {"trainable": False, "aggregation": "only_first_replica"}
-        # As if the last one were just too old.
+        # The first update measures a new one.
         self.measured_at = keras.Variable(-update_every, dtype="int32", name="measured_at", **same)
         self.measured_unit = keras.Variable(1.0, dtype="float32", name="measured_unit", **same)
 
     @property
     def variables(self):
-        """All that has to be saved."""
+        """The variables that must be saved."""
         return [*self.statistic, self.measured_at, self.measured_unit]
 
     @property
     def value(self):
-        """The statistic, nested as the noise wants it."""
+        """The statistic, nested as the noise needs it."""
         values = iter(ops.convert_to_tensor(v) for v in self.statistic)
         return _map_shapes(lambda shape: next(values), self.shapes)
 
     @property
     def unit(self):
-        """The size that a gradient of 1 has in the statistic, where losses are scaled."""
+        """Factor that scaled the gradients when the statistic was measured."""
         return ops.convert_to_tensor(self.measured_unit)
 
     def is_due(self, iterations):
-        """Whether a new statistic is measured.
-
-        Args:
-            iterations: number of updates so far.
-
-        Returns:
-            Scalar boolean tensor.
-        """
+        """Whether a new statistic is due after `iterations` updates; a scalar boolean tensor."""
         age = ops.cast(iterations, "int32") - self.measured_at
-        # At age 0 because every batch of an accumulated update measures its own.
+        # Also at age 0: every batch of an accumulated update measures its own.
         return ops.logical_or(ops.equal(age, 0), age >= self.update_every)
 
     def keep(self, statistic, measured, iterations, unit):
-        """Remember what the coming updates use.
+        """Store a statistic for the next updates.
 
         Args:
-            statistic: as `value` gives it.
-            measured: scalar boolean tensor, whether it is that of this batch.
+            statistic: nested as `value` is.
+            measured: scalar boolean tensor, whether it was measured in this batch.
             iterations: number of updates so far.
-            unit: the size that a gradient of 1 has in this batch.
+            unit: factor that scales this batch's gradients.
         """
         values = [v for v in keras.tree.flatten(statistic) if v is not None]
         for variable, value in zip(self.statistic, values, strict=True):

@@ -1,7 +1,7 @@
-"""Intercepting the calls of chosen layers, wherever in a model and however deep they stand.
+"""Interception of the calls of layers, at any depth of a model.
 
-Both per-example engines need what flows through single layers: `layerwise` their inputs and
-pre-activations, `vectorized` the batch statistics and dropout masks. One mechanism serves both.
+Both per-example engines need values from inside of layers: `layerwise` their inputs and
+pre-activations, `vectorized` the batch statistics and dropout masks.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ def _handlers():
 
 
 def _install(layer):
-    """Route `layer.call` through the handlers, once for the life of the layer."""
+    """Route `layer.call` through the handlers, once for each layer."""
     original = layer.call
     if hasattr(original, "_noisylb_tap"):
         return
@@ -37,7 +37,7 @@ def _install(layer):
 
 
 def _inside(outer, handler):
-    """The handler for calls whose `call` goes to `outer`, if there is one."""
+    """The handler with a `call` that goes to the handler `outer`, if there is one."""
     if outer is None:
         return handler
     return lambda layer, call, *args, **kwargs: handler(
@@ -52,7 +52,7 @@ def intercept(layers, handler):
     Args:
         layers: layers whose `call` is to be intercepted.
         handler: function `(layer, call, *args, **kwargs) -> outputs`, where `call` is the layer's
-            original method, or what an outer context replaces it by.
+            own method, or its replacement by an outer context.
 
     Yields:
         Nothing.
@@ -76,7 +76,7 @@ def all_layers(model):
 
 @dataclasses.dataclass
 class Use:
-    """One call of one layer: what it was called with, and the pre-activation that came out."""
+    """One call of one layer: its inputs, its arguments and its pre-activation."""
 
     layer: object
     inputs: object
@@ -87,8 +87,8 @@ class Use:
 def record_use(uses):
     """A handler that appends a `Use` to `uses` for every call.
 
-    The pre-activation is what the layer hands to its activation function; for a layer without
-    one it is the layer's output.
+    The pre-activation is the argument of the layer's activation function. For a layer without one
+    it is the layer's output.
     """
 
     def handler(layer, call, inputs, **kwargs):

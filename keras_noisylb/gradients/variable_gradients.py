@@ -1,4 +1,4 @@
-"""The per-example gradients of single variables, as what the layers' rules make them of."""
+"""The per-example gradients of single variables, as the layers' rules give them."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ class VariableGradients:
             the `Use`, the layer's attribute that is the variable, and the gradient at the use's
             pre-activation.
         blocks: the gradients that each use gives, in one of the forms of `blocks.py`.
-        cut: the slice of the examples that are meant; `None` for all.
+        cut: the slice of the examples in use; `None` for all.
     """
 
     variable: object
@@ -40,13 +40,13 @@ class VariableGradients:
         return block if self.cut is None else block.rows(self.cut)
 
     def inputs(self):
-        """For every use, the layer, what it was called with, and d."""
+        """For every use, the layer, its inputs and d."""
         for use, _, d in self.uses:
             whole = use.inputs, d
             yield use.layer, *(whole if self.cut is None else (array[self.cut] for array in whole))
 
     def sums(self, num_examples):
-        """Σ g_i / M and Σ g_i² / M² over the `num_examples` examples that are meant."""
+        """Σ g_i / M and Σ g_i² / M² over the `num_examples` examples in use."""
         block, dtype = self.block, statistics_dtype(self.variable)
         if block.compact:
             return block.sums()
@@ -75,9 +75,9 @@ def variable_gradients(uses, gradients, conv="exact", cut=None):
     Args:
         uses: every `Use` of every layer in a batch.
         gradients: for each use, the gradient at its pre-activation, or `None` if the loss does not
-            look at it.
+            depend on it.
         conv: "exact" or "uncorrelated".
-        cut: the slice of the examples that are meant; `None` for all.
+        cut: the slice of the examples in use; `None` for all.
 
     Returns:
         List of `VariableGradients`.

@@ -1,9 +1,9 @@
 """Per-example statistics by `tf.vectorized_map` over single examples: the reference engine.
 
-The model runs on the whole batch first, which gives every example its gradient at the outputs and
-records what couples examples or is random: the ghost batch statistics and the dropout masks. Then
-each example is differentiated alone with these frozen. On a model with Ghost BN that is the
-gradient of ℓ_i at fixed statistics, not the contribution through them that `layerwise` computes.
+The model first runs on the whole batch. This gives every example its gradient at the outputs, and
+records the ghost batch statistics and the dropout masks. Then each example is differentiated alone
+with these fixed. On a model with Ghost BN the result is the gradient of ℓ_i at fixed statistics,
+not the contribution through them that `layerwise` computes.
 """
 
 import warnings
@@ -27,14 +27,7 @@ ANY_MODEL = 'estimator="weighted" or "split", which treat every model'
 
 
 def obstacle(model):
-    """Why the examples of a model cannot be differentiated alone.
-
-    Args:
-        model: the model.
-
-    Returns:
-        A sentence that names a layer, why, and what can be done about it; `None` for no obstacle.
-    """
+    """Why the examples of a model cannot be differentiated alone: a sentence, or `None`."""
     for layer in all_layers(model):
         what = f"the {type(layer).__name__} {layer.name!r}"
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
@@ -45,7 +38,7 @@ def obstacle(model):
             )
         if isinstance(layer, keras.layers.EinsumDense) and layer.compute_dtype != "float64":
             # In a graph on a CPU, oneDNN crashes on products of rank 4 that broadcast.
-            return f"{what}, of which attention is made, makes TensorFlow's vectorized_map crash."
+            return f"{what}, as in attention layers, makes TensorFlow's vectorized_map crash."
         if getattr(layer, "groups", 1) > 1 and hasattr(layer, "kernel_size"):
             return f"{what} is grouped: vectorized_map cannot differentiate grouped convolutions."
         if _is_random(layer) and not isinstance(layer, MASKS):
@@ -57,22 +50,14 @@ def obstacle(model):
 
 
 def check_supported(model, x):
-    """Refuse models whose examples cannot be differentiated alone.
-
-    Args:
-        model: the model.
-        x: its (nested) inputs, of which only shapes and dtypes count.
-
-    Raises:
-        ValueError: naming the layer, why, and what to do.
-    """
+    """Raise `ValueError` for a model whose examples cannot be differentiated alone."""
     found = obstacle(model) or coupling(model, x)
     if found is not None:
         raise _refusal(found)
 
 
 def warn_of_fallback(model, reasons):
-    """Say once for a model that this engine is used, and why the fast one cannot be."""
+    """Warn, once for a model, that this engine is used, with the reasons."""
     if model not in _warned:
         _warned.add(model)
         because = "; ".join(reasons)
@@ -90,7 +75,7 @@ def _refusal(reason):
 
 
 def _is_random(layer):
-    """Whether the layer draws random numbers; recurrent cells hold a generator that may be idle."""
+    """Whether the layer draws random numbers. Recurrent cells may have an unused generator."""
     if not any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values()):
         return False
     names = ("rate", "dropout", "recurrent_dropout")
@@ -99,7 +84,7 @@ def _is_random(layer):
 
 
 class Replay:
-    """A microbatch that went through the model with everything recorded that couples its examples.
+    """A microbatch's forward pass, with a record of what couples its examples.
 
     Args:
         objective: an `Objective`.
@@ -127,7 +112,7 @@ class Replay:
         inputs = keras.tree.pack_sequence_as(self.x, [leaf[None] for leaf in x])
         variables = self.model.trainable_variables
         values = [tf.identity(v.value) for v in variables]
-        # The scope puts the values in the variables' place and catches every write to the state.
+        # In the scope the variables have these values, and assignments are only recorded.
         scope = Scope(zip(variables, values, strict=True))
         with intercept(self.replayed, replay(saved)), tf.GradientTape() as tape:
             tape.watch(values)
@@ -145,7 +130,7 @@ class Replay:
         """g_i for the examples in `arrays`: one tensor (M, *variable.shape) for each variable."""
         try:
             gradients = tf.vectorized_map(self.one_example, arrays)
-        except (TypeError, ValueError) as error:  # what it raises for operations that it lacks
+        except (TypeError, ValueError) as error:  # for operations that it does not support
             last = str(error).strip().splitlines()[-1].strip()
             raise _refusal(f"TensorFlow's vectorized_map fails on it ({last})") from error
         if self.drawn:
@@ -161,7 +146,7 @@ class VectorizedSquares(Squares):
     """The mean over examples of g_i², one example at a time.
 
     Args:
-        max_examples: take the mean over the first so many examples only; `None` for all.
+        max_examples: number of examples that are used, the first ones; `None` for all.
         true_labels: whether the labels are drawn from the model.
         reasons: why the layerwise engine cannot treat the model; none if it was not asked for.
     """

@@ -1,7 +1,7 @@
-"""Statistics that are single vectors of the gradient's shape, with the covariance asked for.
+"""Statistics that are vectors of the gradient's shape with the gradients' covariance.
 
 They need no per-example gradient, so they accept every model and every loss that is a sum over
-examples. Both vectors are written v; docs/noise.md derives their covariances.
+examples. Both vectors are called v; docs/noise.md derives their covariances.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Weighted(Statistic):
     """v = M^(-1/2) Σ_i w_i g_i with w_i ~ N(0, 1): Cov(v) = F (paper, A.9)."""
 
     def measure(self, objective, batch, draws):
-        # One number for each example of the whole batch, whatever the microbatches.
+        # One number for each example of the whole batch, for any number of microbatches.
         weights = draws.normal((batch.num_examples,), "float32")
         recorded = objective.record(batch, draws)
         output_gradients = recorded.output_gradients(recorded.fisher_loss)
@@ -86,12 +86,7 @@ def as_statistics(gradients, variables):
 def contrasted(recorded, gradients):
     """The microbatch's part of the scaled difference of the halves' gradients.
 
-    Args:
-        recorded: a `Recorded`.
-        gradients: the microbatch's part of the data loss' gradient.
-
-    Returns:
-        List aligned with the trainable variables.
+    `gradients` is the microbatch's part of the gradient of the data loss.
     """
     objective, batch = recorded.objective, recorded.batch
 
@@ -109,7 +104,7 @@ def contrasted(recorded, gradients):
 
     if isinstance(batch.single, bool):
         return of_rows(recorded) if batch.single else of_microbatch()
-    # A forward pass of its own: that of the batch's gradient is not kept in memory for it.
+    # A second forward pass: the first one need not stay in memory for this branch.
     pack, unpack = packing(gradients)
     found = tf.cond(
         batch.single,
@@ -121,7 +116,7 @@ def contrasted(recorded, gradients):
 
 def _weighted_sum(recorded, output_gradients, weights, gradients):
     """Σ_i w_i g_i / M over the microbatch, from the outputs' gradients: one more backward pass."""
-    # After that of the batch's `gradients`: both at once would need a third more memory.
+    # After the backward pass of `gradients`: both at once would need a third more memory.
     with tf.control_dependencies([g for g in gradients if g is not None]):
         weighted = [
             g * tf.cast(tf.reshape(weights, (-1, *[1] * (len(g.shape) - 1))), g.dtype)

@@ -1,4 +1,4 @@
-"""What is added to the gradient of a large batch."""
+"""Noises that are added to the gradient of a large batch."""
 
 from keras_noisylb.noise.base import Noise, noise_scale
 from keras_noisylb.noise.diagonal import DiagonalFisher

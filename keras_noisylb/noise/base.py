@@ -1,4 +1,4 @@
-"""What all noises share: the scale of the paper's equations 5 and 6, and the base classes."""
+"""What all noises share: the scale of the paper's equations 5 and 6, the base class and checks."""
 
 import numbers
 from typing import Any, Self, get_args
@@ -10,14 +10,14 @@ from keras_noisylb.types import Fisher, Nested, Sampler, Scalar, Tensor
 
 
 def noise_scale(large_batch_size: Scalar, small_batch_size: Scalar) -> Tensor:
-    """Standard deviation that the noise of one large-batch update needs, per unit of √F.
+    """Standard deviation of the noise of one large-batch update, in units of √F.
 
-    Averaging M examples leaves a gradient variance F / M. Noise of variance
-    F (1 / M_S - 1 / M_L) raises that of the large batch to that of the small one (Wen et al. 2020,
-    equations 5 and 6): the scale is sqrt((M_L - M_S) / (M_L M_S)), and 0 where M_L <= M_S.
+    The mean gradient of M examples has the variance F / M. Noise of variance
+    F (1 / M_S - 1 / M_L) raises that of the large batch to that of the small batch (Wen et al.
+    2020, equations 5 and 6). The scale is sqrt((M_L - M_S) / (M_L M_S)), or 0 where M_L <= M_S.
 
     Args:
-        large_batch_size: M_L, number or scalar tensor: all the examples that one update averages.
+        large_batch_size: M_L, number or scalar tensor: all examples that one update averages.
         small_batch_size: M_S, the batch size to imitate.
 
     Returns:
@@ -34,20 +34,22 @@ def noise_scale(large_batch_size: Scalar, small_batch_size: Scalar) -> Tensor:
 
 
 class Noise:
-    """Base class: what is added to the gradient of a large batch.
+    """Base class of the noises that are added to the gradient of a large batch.
 
-    A noise names the statistic of the batch that it needs and turns it into one sample. It knows
-    nothing of models, batches or devices.
+    A noise names the statistic of the batch that it needs and turns it into one sample. It does not
+    depend on models, batches or devices.
 
     Attributes:
-        statistic: "squares" (the mean of g_i²), "weighted" or "split" (a vector whose covariance is
-            that of the per-example gradients), "factors" (Kronecker factors), or "gradient".
-        fisher: whose labels make the statistic, `"empirical"` or `"true"`.
+        statistic: a name in `keras_noisylb.gradients.STATISTICS`: "squares" (the mean of g_i²),
+            "weighted" or "split" (a vector with the covariance of the per-example gradients),
+            "factors" (Kronecker factors), "gradient", or one that was registered.
+        fisher: whose labels the statistic uses: `"empirical"`, those of the data, or `"true"`,
+            drawn from the model.
         sampler: function that draws labels for `fisher="true"`, or `None`.
         small_batch_size: M_S, or `None` for a noise whose size does not depend on the batch.
-        shared: whether all devices and accumulated batches of an update must draw the same numbers,
-            because the noise multiplies a gradient of which each of them holds a part.
-        update_every: number of updates for which one statistic is used.
+        shared: whether all devices and accumulated batches of an update must draw the same numbers.
+            This is so where the noise multiplies a gradient of which each of them has a part.
+        update_every: number of updates that use the same statistic.
     """
 
     statistic: str
@@ -58,15 +60,16 @@ class Noise:
     update_every: int = 1
 
     def amplitude(self, num_examples: Scalar, parts: int, unit: Scalar) -> Scalar:
-        """What the sample of one part of the batch is multiplied by.
+        """The factor that `sample` multiplies the noise of one part of the batch by.
 
-        The parts' gradients are averaged to the gradient of the update, each with a noise of its
-        own. Independent noise √parts as large adds up to the noise of the whole batch.
+        The gradient of the update is the mean of the parts' gradients. Each part has independent
+        noise, √parts times as large as that of the whole batch, so that the mean is right.
 
         Args:
             num_examples: examples in one part.
             parts: number of equal parts (devices times accumulated batches).
-            unit: the size that a gradient of 1 has in this part, where losses are scaled.
+            unit: factor that scales this part's gradients: the loss scale over the number of
+                devices.
 
         Returns:
             Scalar.
@@ -77,13 +80,14 @@ class Noise:
         """Draw one sample of the noise.
 
         Args:
-            statistic: list of tensors (or `None`) aligned with the trainable variables; for
-                "factors" see `KroneckerFactored`.
+            statistic: what the noise's statistic has computed: for all but "factors", a list of
+                tensors (or `None`) aligned with the trainable variables.
             amplitude: scalar, from `amplitude`.
             draws: source of random numbers with `normal(shape, dtype)` and `signs(shape, dtype)`.
 
         Returns:
-            Tensors (or `None`), nested as the statistic is.
+            List of tensors (or `None`) aligned with the trainable variables; for "factors", what
+            its `arrange` brings into that form.
         """
         raise NotImplementedError
 
@@ -96,16 +100,7 @@ class Noise:
 
 
 def positive_integer(name, value, meaning):
-    """Check an argument that counts something.
-
-    Args:
-        name: the argument.
-        value: what was received.
-        meaning: what it counts.
-
-    Raises:
-        ValueError: if it is not a positive integer.
-    """
+    """Raise `ValueError` if an argument is not a positive integer."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(
             f"`{name}` must be a positive integer, {meaning}. Received: {name}={value!r}"
@@ -113,34 +108,16 @@ def positive_integer(name, value, meaning):
 
 
 def not_negative(name, value, meaning):
-    """Check an argument that measures a size.
-
-    Args:
-        name: the argument.
-        value: what was received.
-        meaning: what it measures.
-
-    Raises:
-        ValueError: if it is not a number, negative or not finite.
-    """
+    """Raise `ValueError` if an argument is not a finite number of at least 0."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < float("inf"):
         raise ValueError(
-            f"`{name}` must be a number that is not negative, {meaning}. Received: {name}={value!r}"
+            f"`{name}` must be a finite number of at least 0, {meaning}. Received: {name}={value!r}"
         )
 
 
 def one_of(name, value, options):
-    """Check that an argument has one of its allowed values.
-
-    Args:
-        name: the argument.
-        value: what was received.
-        options: the `Literal` type of the values that it may have.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Raise `ValueError` if an argument is none of the values of the `Literal` type `options`."""
     allowed = get_args(options)
     if value not in allowed:
         raise ValueError(

@@ -10,7 +10,7 @@ from keras_noisylb.types import Conv, Engine, Estimator, Fisher, Nested, Sampler
 
 
 class DiagonalNoise(FisherNoise):
-    """Base class of the noises that are made of the diagonal of the Fisher.
+    """Base class of the noises that are derived from the diagonal of the Fisher.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.
@@ -18,15 +18,14 @@ class DiagonalNoise(FisherNoise):
             pass of the examples' losses with random weights; or `"split"`, from the difference of
             the batch's two halves.
         fisher: `"empirical"` or `"true"`.
-        engine: how per-example gradients are obtained: `"layerwise"`, `"vectorized_map"` or
-            `"auto"`.
+        engine: what computes per-example gradients: `"layerwise"`, `"vectorized_map"` or `"auto"`.
         max_examples: number of examples of the batch to use; `None` for all.
         conv: `"exact"` or `"uncorrelated"`.
         multiplier: λ of C_λ = λ C.
         sampler: for `fisher="true"`.
 
     Raises:
-        ValueError: for an argument outside of these values, or that the estimator has no use for.
+        ValueError: for an argument with another value, or that the estimator does not use.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class DiagonalNoise(FisherNoise):
             ):
                 if value != default:
                     raise ValueError(
-                        f'`{name}` is an option of estimator="per_example" alone. '
+                        f'`{name}` is an option of estimator="per_example" only. '
                         f"Received: {name}={value!r}, estimator={estimator!r}"
                     )
         check_split(estimator, fisher)
@@ -89,28 +88,29 @@ class DiagonalFisher(DiagonalNoise):
     is scale · sqrt(diag F) ⊙ ξ, ξ ~ N(0, I). With `"weighted"` and `"split"` it is scale · s ⊙ v:
     v has the full covariance, and a random sign s for each coordinate removes what is off the
     diagonal. Its coordinates are uncorrelated and each is Gaussian (`"split"`: for many examples),
-    but they are not jointly Gaussian; the paper's theorem 4.1 holds for them unchanged.
+    but they are not jointly Gaussian. The paper's theorem 4.1 still holds for them.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.
-        estimator: `"per_example"`, from the gradient of each example; `"weighted"`, one more
-            backward pass, any model; or `"split"`, from the difference of the batch's two halves,
-            any model, at no cost. `"split"` has the covariance around the mean gradient.
+        estimator: `"per_example"`, from the gradient of each example; `"weighted"`, by one more
+            backward pass, for any model; or `"split"`, from the difference of the batch's two
+            halves, for any model, at no cost. `"split"` has the covariance around the mean
+            gradient.
         fisher: whose labels: `"empirical"`, those of the data, or `"true"`, drawn from the model's
             predictive distribution (not with `"split"`).
-        engine: how per-example gradients are obtained: `"layerwise"` (fast, needs a rule for each
-            layer), `"vectorized_map"` (the reference, slow), or `"auto"`: layerwise where every
-            trainable variable is covered, otherwise the reference, which a warning says once.
-        max_examples: estimate diag F from so many examples of the batch only, the first ones (of
-            each microbatch); `None` uses all. The gradient always uses all.
-        conv: `"exact"`, or `"uncorrelated"` for the formula printed in the paper's A.5, which drops
-            the products between positions of a convolution: much cheaper and much smaller.
+        engine: what computes per-example gradients: `"layerwise"` (fast, needs a rule for each
+            layer), `"vectorized_map"` (the reference, slow), or `"auto"`: layerwise where rules
+            cover every trainable variable, else the reference, with one warning.
+        max_examples: number of examples of the batch that diag F is estimated from, the first ones
+            (of each microbatch); `None` for all. The gradient always uses all.
+        conv: `"exact"`, or `"uncorrelated"` for the formula printed in the paper's A.5. It drops
+            the products between positions of a convolution, is much cheaper and gives less noise.
         multiplier: λ of C_λ = λ C.
-        sampler: function `(y, y_pred, draws) -> y` that draws labels for `fisher="true"` where the
-            loss does not say how.
+        sampler: function `(y, y_pred, draws) -> y` that draws labels for `fisher="true"`, for a
+            loss whose distribution is not known.
 
     Raises:
-        ValueError: for an argument outside of these values, or that the estimator has no use for.
+        ValueError: for an argument with another value, or that the estimator does not use.
 
     Example:
     ```python

@@ -1,4 +1,4 @@
-"""The base class of the noises whose covariance is made of the Fisher."""
+"""The base class of the noises whose covariance is derived from the Fisher."""
 
 from typing import Any, Self
 
@@ -9,17 +9,18 @@ from keras_noisylb.types import Fisher, Sampler, Scalar
 
 
 class FisherNoise(Noise):
-    """Base class of the noises whose covariance is made of the Fisher.
+    """Base class of the noises whose covariance is derived from the Fisher.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.
         fisher: whose labels: `"empirical"`, those of the data, or `"true"`, drawn from the model's
             predictive distribution.
-        sampler: function `(y, y_pred, draws) -> y` that draws them where the loss does not say how.
+        sampler: function `(y, y_pred, draws) -> y` that draws labels, for a loss whose
+            distribution is not known.
         multiplier: λ of C_λ = λ C; 1 is the paper's noise.
 
     Raises:
-        ValueError: for an argument outside of these values.
+        ValueError: for an argument with another value.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class FisherNoise(Noise):
         one_of("fisher", fisher, Fisher)
         if sampler is not None and (fisher != "true" or not callable(sampler)):
             raise ValueError(
-                "`sampler` must be a function (y, y_pred, draws) -> y, and goes with "
+                "`sampler` must be a function (y, y_pred, draws) -> y, and needs "
                 f'fisher="true". Received: sampler={sampler!r}, fisher={fisher!r}'
             )
         self.small_batch_size = small_batch_size
@@ -68,6 +69,6 @@ def check_split(estimator, fisher):
     """Reject `"split"` with labels that are not those of the data."""
     if estimator == "split" and fisher == "true":
         raise ValueError(
-            'estimator="split" takes the difference of gradients that the update computes anyway, '
-            'and these use the labels of the data. With fisher="true", use estimator="weighted".'
+            'estimator="split" is the difference of two gradients that the update computes with '
+            'the labels of the data. With fisher="true", use estimator="weighted".'
         )

@@ -1,4 +1,4 @@
-"""Noises with a size of their own, to compare the Fisher's with."""
+"""Noises whose size is an argument, to compare with those of the Fisher."""
 
 from typing import Any, Literal
 
@@ -59,16 +59,16 @@ class Multiplicative(FixedNoise):
     """Gradient multiplied by Gaussian noise of constant variance.
 
     `form="coordinate"`: every coordinate of the gradient is multiplied by its own 1 + σ ξ, as Wen
-    et al. 2020 word it (A.8). `form="example"`: every example's gradient is multiplied by its own
-    number from N(1, σ²), as in Hoffer et al. 2017, which costs one more backward pass. The paper
-    does not state its σ.
+    et al. 2020 describe it (A.8). `form="example"`: every example's gradient is multiplied by its
+    own number from N(1, σ²), as in Hoffer et al. 2017, which costs one more backward pass. The
+    paper does not state its σ.
 
     Args:
         sigma: σ, relative to the gradient.
         form: `"coordinate"` or `"example"`.
 
     Raises:
-        ValueError: for an argument outside of these values.
+        ValueError: for an argument with another value.
 
     Example:
     ```python
@@ -86,7 +86,7 @@ class Multiplicative(FixedNoise):
     def amplitude(self, num_examples: Scalar, parts: int, unit: Scalar) -> Scalar:
         if self.form == "coordinate":
             return self.sigma
-        # The weighted vector is divided by √M, the mean of the examples' noise by M.
+        # The statistic is Σ_i w_i g_i / √M, the noise is σ Σ_i w_i g_i / M.
         return self.sigma * ops.rsqrt(ops.maximum(ops.cast(num_examples, "float32"), 1.0))
 
     def sample(self, statistic: Nested, amplitude: Scalar, draws: Any) -> Nested:

@@ -23,7 +23,7 @@ class FullFisher(FisherNoise):
         sampler: as in `DiagonalFisher`.
 
     Raises:
-        ValueError: for an argument outside of these values.
+        ValueError: for an argument with another value.
 
     Example:
     ```python

@@ -17,24 +17,24 @@ class KroneckerFactored(FisherNoise):
     Each Dense and (ungrouped) Conv1D or Conv2D layer has the covariance scale² · A ⊗ G: A is the
     second moment of the layer's inputs with a 1 for the bias, G that of the gradients at its
     pre-activation (Martens & Grosse 2015; for convolutions Grosse & Martens 2016). A sample is
-    scale · L_A Z L_Gᵀ with Z standard normal and L Lᵀ the damped factor. All other parameters, and
-    those of layers that share one of them, get the noise of the diagonal Fisher, as `report` says.
-    Every trainable variable needs a layer rule.
+    scale · L_A Z L_Gᵀ, where Z is standard normal and L Lᵀ is the damped factor. All other
+    parameters, and those of layers that share a parameter, get the noise of the diagonal Fisher;
+    `report` shows which. Every trainable variable needs a layer rule.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.
         fisher: `"empirical"` or `"true"`, as in `DiagonalFisher`.
-        damping: part of its mean eigenvalue that is added to the diagonal of each factor, so that
-            it has a root; it raises the noise's variance by twice that part.
-        update_every: number of updates for which the same factors are used. More than 1 saves their
-            computation; they are then kept, and saved, with the optimizer.
-        max_examples: compute the factors from so many examples of the batch only, the first ones
-            (of each microbatch); `None` uses all.
+        damping: fraction of its mean eigenvalue that is added to the diagonal of each factor, so
+            that it has a root. It raises the noise's variance by about twice that fraction.
+        update_every: number of updates that use the same factors. More than 1 saves time; the
+            factors are then stored, and saved, with the optimizer.
+        max_examples: number of examples of the batch that the factors are computed from, the first
+            ones (of each microbatch); `None` for all.
         multiplier: λ of C_λ = λ C.
         sampler: as in `DiagonalFisher`.
 
     Raises:
-        ValueError: for an argument outside of these values.
+        ValueError: for an argument with another value.
 
     Example:
     ```python
@@ -56,7 +56,7 @@ class KroneckerFactored(FisherNoise):
         sampler: Sampler | None = None,
     ) -> None:
         super().__init__(small_batch_size, fisher=fisher, sampler=sampler, multiplier=multiplier)
-        not_negative("damping", damping, "a part of each factor's mean eigenvalue")
+        not_negative("damping", damping, "a fraction of each factor's mean eigenvalue")
         if damping == 0:
             raise ValueError(
                 "`damping` must be positive: factors of few examples are singular and have no "

@@ -24,7 +24,7 @@ class FisherTrace(DiagonalNoise):
         sampler: as in `DiagonalFisher`.
 
     Raises:
-        ValueError: for an argument outside of these values, or that the estimator has no use for.
+        ValueError: for an argument with another value, or that the estimator does not use.
 
     Example:
     ```python

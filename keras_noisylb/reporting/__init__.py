@@ -1,1 +1,1 @@
-"""What the noise of a model will cost, before anything is trained."""
+"""What a noise costs on a model, before training."""

@@ -1,4 +1,4 @@
-"""How much memory a step takes, read off its graph before it runs."""
+"""The memory that a step needs, estimated from its graph."""
 
 import math
 
@@ -11,8 +11,8 @@ from keras_noisylb.gradients.microbatches import cut, ghost_sizes
 from keras_noisylb.gradients.slices import SLICE_BYTES
 from keras_noisylb.training.randomness import Draws
 
-# Processes took 1.4 to 2.7 times what their operations need in turn: operations that run side by
-# side, work spaces and copies of the CPU's convolutions, and holes in the heap.
+# Measured: a process takes 1.4 to 2.7 times what its operations need in turn. Operations run in
+# parallel, convolutions on a CPU need work spaces and copies, and the heap has holes.
 ALLOWANCE = 3
 SAME_MEMORY = {"Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "StopGradient"}
 
@@ -29,8 +29,8 @@ def fit(model, noise, statistic, specs, batch_size, memory):
         memory: GiB that a step may take.
 
     Returns:
-        Tuple of the number of microbatches, or `None` if no number is enough, the GiB that they
-        take, and a sentence that says both.
+        Tuple of the number of microbatches, or `None` if no number is enough, the GiB of such a
+        step, and a sentence that says both.
 
     Raises:
         ValueError: if the memory of the statistic cannot be read off the graph.

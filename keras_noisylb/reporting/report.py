@@ -1,4 +1,4 @@
-"""What a noise will do on a model, told before it runs."""
+"""What a noise does on a model, before training."""
 
 import keras
 import tensorflow as tf
@@ -23,7 +23,7 @@ def report(
     memory: float | None = None,
     small_learning_rate: float | None = None,
 ) -> Report:
-    """Say, layer by layer, what a noise will do on a model, without running it.
+    """Report, layer by layer, what a noise does on a model, without running it.
 
     With `memory`, the graph of a step is traced for a few sizes of microbatches, which takes as
     long as the first step of training, and the fewest `num_microbatches` that fit are named. The
@@ -31,15 +31,15 @@ def report(
     take 1.4 to 2.7 times that. Weights, optimizer state and the program itself are not included.
 
     With `small_learning_rate`, a note compares the temperature of the training with that of the
-    small batch which the noise imitates, and names the matched multiplier. It is that of
-    `noise_temperature` at the peak of the rate that the model is compiled with. More than 4 times
-    as hot is warned of.
+    small batch that the noise imitates, and names the matched multiplier. The temperature is that
+    of `noise_temperature`, at the peak of the learning rate that the model is compiled with. A
+    warning says if it is more than 4 times that of the small batch.
 
     Args:
         model: a built Keras model.
         noise: the noise.
         batch_size: examples of one batch on one device.
-        x: example inputs (nested arrays), needed where the model has no Input layer.
+        x: example inputs (nested arrays), needed for a model without Input layer.
         memory: GiB that a step may take.
         small_learning_rate: the peak rate that suits SGD with batches of the noise's
             `small_batch_size`, at the same momentum.
@@ -48,8 +48,8 @@ def report(
         A `Report`.
 
     Raises:
-        ValueError: if the noise cannot be computed for the model, the shapes of the inputs are not
-            known, or `memory` is negative, or asked for with the vectorized_map engine; for
+        ValueError: if the noise cannot be computed for the model, or the shapes of the inputs are
+            not known. For `memory`, if it is negative, or the engine is vectorized_map. For
             `small_learning_rate`, if it is not positive, the noise imitates no small batch, or the
             model is not compiled with SGD.
 
@@ -79,13 +79,7 @@ def report(
 
 
 def _notes(noise, batch_size, of_statistic):
-    """The sentences below the table: on the size of the noise, its statistic, how often it is new.
-
-    Args:
-        noise: the noise.
-        batch_size: examples of one batch on one device.
-        of_statistic: what the statistic says itself.
-    """
+    """The sentences below the table; `of_statistic` are those of the noise's statistic."""
     small, notes = noise.small_batch_size, []
     if small and batch_size <= small:
         notes.append(

@@ -5,14 +5,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What happens at one layer.
+    """The statistic at one layer.
 
     Args:
         layer: its name and class.
         shapes: shapes of its trainable variables.
-        method: how its part of the statistic is obtained.
-        exact: whether it is what the noise's definition asks for.
-        megabytes: size of its statistic.
+        method: how the statistic of this layer is computed.
+        exact: whether the statistic is exactly what the noise is defined by.
+        megabytes: size of the statistic of this layer.
         work: multiplications of a step with noise over those of the plain step.
     """
 
@@ -26,18 +26,18 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `report` found; its `str` is a table.
+    """What `report` returns; its `str` is a table.
 
     Args:
         rows: list of `Row`, one for each layer with trainable variables of its own.
         work: multiplications of a whole step with noise over those of the plain step. Time also
             depends on memory and hardware: see the measured ratios in the documentation.
-        megabytes: size of the statistic, beside one gradient.
-        notes: sentences that hold for the whole model.
-        num_microbatches: the fewest, a power of two, that keep a step within the memory that was
-            asked for; `None` if none was, or no number does.
-        gibibytes: what a step then takes for activations, gradients and statistics, an estimate
-            from its graph; `None` if no memory was asked for.
+        megabytes: size of the statistic, in addition to one gradient.
+        notes: sentences on the whole model.
+        num_microbatches: the smallest number of microbatches, a power of two, that keeps a step
+            within `memory`; `None` without `memory`, or if no number is enough.
+        gibibytes: memory of such a step for activations, gradients and statistics, estimated from
+            its graph; `None` without `memory`.
     """
 
     rows: list[Row]

@@ -1,4 +1,4 @@
-"""How hot a training with noise is, beside one with the small batch that the noise imitates."""
+"""The temperature of a training with noise, relative to that of the small batch."""
 
 import warnings
 
@@ -6,22 +6,22 @@ import keras
 
 from keras_noisylb.schedules import matched_multiplier, noise_temperature, peak
 
-HOT = 4  # times the temperature of the small batch, beyond which a noise is warned of
+HOT = 4  # times the temperature of the small batch; above it, a warning
 
 
 def temperature_note(model, noise, batch_size, small_learning_rate):
-    """A sentence on the temperature with the noise; warns where it is far too high."""
+    """A sentence on the temperature with the noise; a warning too, if it is above `HOT`."""
     optimizer, small = getattr(model, "optimizer", None), noise.small_batch_size
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, keras.optimizers.SGD):
         raise ValueError(
-            "`small_learning_rate` compares temperatures, which are those of SGD: compile the "
+            "`small_learning_rate` compares temperatures, which are defined for SGD: compile the "
             f"model with keras.optimizers.SGD first. Received: {type(optimizer).__name__}"
         )
     if not small:
         raise ValueError(
-            "`small_learning_rate` is that of the small batch which the noise imitates, and "
+            "`small_learning_rate` is the rate for the small batch that the noise imitates, but "
             f"{type(noise).__name__} imitates none. Leave it out."
         )
     rate, momentum = peak(optimizer), optimizer.momentum

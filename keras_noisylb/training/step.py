@@ -1,4 +1,4 @@
-"""One update's gradient and noise on one device, as a graph that touches no variable."""
+"""One update's gradient and noise on one device, computed without assigning a variable."""
 
 import dataclasses
 
@@ -14,14 +14,14 @@ from keras_noisylb.gradients.stored import without_gaps
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """How an update is divided.
+    """The parts of an update.
 
     Args:
         replicas: R, the number of devices.
         accumulated: k, the number of batches that one update accumulates.
-        noisy: how many of these get noise: all, or only the last one where the noise is added to
-            the parameters.
-        unit: what a gradient of 1 is in this part: the loss scale over R.
+        noisy: how many of these get noise: all, or one (the last) where the noise is added to the
+            parameters.
+        unit: factor that scales this part's gradients: the loss scale over R.
     """
 
     replicas: int = 1
@@ -30,28 +30,23 @@ class Parts:
     unit: object = 1.0
 
     def amplitude(self, noise, num_examples):
-        """The noise's amplitude in each noisy part.
-
-        Args:
-            noise: the noise.
-            num_examples: examples in one batch on one device.
-        """
+        """The noise's amplitude in each noisy part; `num_examples` are those of one part."""
         examples = num_examples * (self.accumulated // self.noisy)
         return noise.amplitude(examples, self.replicas * self.noisy, self.unit)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one batch gave on one device.
+    """The results of one batch on one device.
 
     Args:
         gradients: list aligned with the trainable variables, `None` where there is none.
-        noise: list aligned with them, where the noise is not in the gradients; else `None`.
+        noise: list aligned with them if the noise is separate; `None` if it is in the gradients.
         y_pred: outputs.
         extra_loss: the model's own losses as they are reported, or `None`.
         state: list of `(variable, new value)`.
-        moments: those of `WithMoments` and the squared norm of the noise; `None` if not asked for.
-        stored: the statistic that later updates use, or `None`.
+        moments: those of `WithMoments` and the squared norm of the noise, or `None`.
+        stored: the statistic for later updates, or `None`.
     """
 
     gradients: list
@@ -65,7 +60,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """How the outcome of a batch is computed.
+    """The computation of one batch on one device.
 
     Args:
         objective: an `Objective`.
@@ -75,10 +70,10 @@ class Step:
         draws: `Draws`, different for every batch and device.
         noise_draws: `Draws` for the sample.
         num_microbatches: number of microbatches, computed one after the other.
-        separate: whether the noise is kept apart from the gradients.
-        monitored: whether moments of the per-example gradients are wanted.
-        stored: the statistic of an earlier update, for noises that use one for several.
-        stored_unit: what a gradient of 1 was in that statistic.
+        separate: whether the noise is returned separately, not added to the gradients.
+        monitored: whether moments of the per-example gradients are computed.
+        stored: the statistic of an earlier update, for noises with `update_every` above 1.
+        stored_unit: factor that scaled the gradients of that update.
     """
 
     objective: object
@@ -94,12 +89,11 @@ class Step:
     stored_unit: object = 1.0
 
     def run(self, noise_on, fresh):
-        """The outcome, with the noise if it is on.
+        """Compute the batch, with the noise if it is on.
 
         Args:
             noise_on: scalar boolean tensor.
-            fresh: scalar boolean tensor, whether this batch makes a new statistic; the last one is
-                used otherwise.
+            fresh: scalar boolean tensor: True measures a new statistic, False uses the stored one.
 
         Returns:
             An `Outcome`.
@@ -133,7 +127,7 @@ class Step:
 
         measured = flat(lambda: self._with_noise(statistic, statistic))
         on = noise_on if self.stored is None else tf.logical_and(noise_on, fresh)
-        # No branch assigns or reduces anything: a distribution strategy allows neither there.
+        # A distribution strategy allows no assignment and no reduction in a branch.
         packed = tf.cond(on, measured, without_noise)
         values, masks = packing(leaves(found[0]))[1](packed)
         outcome = Outcome(*values)
@@ -165,7 +159,7 @@ class Step:
         if self.monitored:
             statistic = WithMoments(statistic)
         number = max(self.num_microbatches, statistic.num_microbatches)
-        # Every branch has the same numbers, however many of them are traced or run.
+        # Every branch has the same numbers, whichever are traced or run.
         draws = self.draws and self.draws.restarted().fold_in(0)
         computed = compute(self.objective, self.batch, statistic, draws, number)
         found, moments = computed.statistic if self.monitored else (computed.statistic, None)
