@@ -138,7 +138,7 @@ def test_the_seed_decides_the_noise(noise, problem):
         ),
         (
             lambda: nlb.FullFisher(8, estimator="split", fisher="true"),
-            ['"split" takes', 'estimator="weighted"'],
+            ['"split" is the difference', 'estimator="weighted"'],
         ),
         (
             lambda: nlb.DiagonalFisher(8, estimator="halves"),
