@@ -46,7 +46,7 @@ class Statistic:
 
     @classmethod
     def for_noise(cls, noise: Any, model: keras.Model, x: Nested) -> "Statistic":
-        """Make the statistic that a noise asks for. By default it takes no arguments.
+        """Make the statistic for a noise. By default the class takes no arguments.
 
         Args:
             noise: the noise, whose attributes are the options of the statistic.
