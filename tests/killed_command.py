@@ -6,20 +6,20 @@ import signal
 import pytest
 import test_compare
 
-from keras_noisylb.experiments import runs
+from keras_noisylb.experiments import journal
 from noisylb.main import main
 
-finish_batch = runs.Journal.on_train_batch_end
+finish_batch = journal.Journal.on_train_batch_end
 
 
-def finish_batch_and_die(journal, batch, logs=None):
-    finish_batch(journal, batch, logs)
-    if journal.folder.name == "lb-diagonal-seed0" and journal.epoch == 1:
+def finish_batch_and_die(callback, batch, logs=None):
+    finish_batch(callback, batch, logs)
+    if callback.folder.name == "lb-diagonal-seed0" and callback.epoch == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
     patch = pytest.MonkeyPatch()
-    patch.setattr(runs.Journal, "on_train_batch_end", finish_batch_and_die)
+    patch.setattr(journal.Journal, "on_train_batch_end", finish_batch_and_die)
     test_compare.use_small_data(patch)
     main()

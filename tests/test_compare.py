@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from keras_noisylb import data, models
-from keras_noisylb.experiments import compare, records, runs, splits
+from keras_noisylb.experiments import compare, records, splits, train
+from keras_noisylb.experiments.journal import Journal, checkpoint
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.gradients import accumulate
 from keras_noisylb.models import MLP
@@ -115,14 +116,14 @@ def test_compare_writes_everything(tmp_path, capsys):
 
 
 def interrupt(monkeypatch, epoch, error=KeyboardInterrupt):
-    original = runs.Journal.on_train_batch_end
+    original = Journal.on_train_batch_end
 
     def stop(self, batch, logs=None):
         original(self, batch, logs)
         if self.epoch == epoch and batch == 1:
             raise error
 
-    monkeypatch.setattr(runs.Journal, "on_train_batch_end", stop)
+    monkeypatch.setattr(Journal, "on_train_batch_end", stop)
 
 
 def with_dropout(num_classes, input_shape):
@@ -202,7 +203,7 @@ def test_damaged_file_is_set_aside(finished, tmp_path, capsys, name):
 def test_damaged_checkpoint_starts_again(finished, tmp_path, capsys):
     folder, summary = tmp_path / "run", load(tmp_path / "run" / "summary.json")
     (folder / "lb-seed0" / "record.json").unlink()  # interrupted after its only epoch
-    runs.checkpoint(folder / "lb-seed0", 1).write_bytes(b"damaged")
+    checkpoint(folder / "lb-seed0", 1).write_bytes(b"damaged")
     again = compare.compare(finished)
     assert "starts again" in capsys.readouterr().out
     assert again["lb"]["train_loss"] == summary["lb"]["train_loss"]
@@ -223,7 +224,7 @@ def test_loss_of_each_batch(tmp_path):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.0), loss=loss)
     history = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": []}
-    journal = runs.Journal(tmp_path, history, lambda size: split.batches(size, 3, augment=False))
+    journal = Journal(tmp_path, history, lambda size: split.batches(size, 3, augment=False))
     model.fit(journal.data(30), epochs=2, verbose=0, shuffle=False, callbacks=[journal])
     batches = (splits.Batches(split.x_train, split.y_train, 30, 3, epoch) for epoch in (0, 1))
     expected = [
@@ -265,7 +266,7 @@ def test_regimes_take_their_options(tmp_path):
     assert isinstance(noise, DiagonalFisher)
     assert (noise.small_batch_size, noise.multiplier, noise.conv) == (10, 0.5, "uncorrelated")
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
-    noisy, steps = runs.compiled(
+    noisy, steps = train.compiled(
         model, REGIMES["lb-diagonal"], 0.1, options(tmp_path, epochs=10), 100, 5
     )
     assert isinstance(noisy, NoisyModel) and steps == 8 == noisy.optimizer.noise_steps
@@ -318,9 +319,9 @@ def test_noise_options_reach_the_regimes(tmp_path):
     assert (kronecker.damping, kronecker.update_every) == (0.5, 7)
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
     chosen = options(tmp_path, placement="update", num_microbatches=2)
-    noisy, _ = runs.compiled(model, REGIMES["lb-diagonal"], 0.1, chosen, 100, 5)
+    noisy, _ = train.compiled(model, REGIMES["lb-diagonal"], 0.1, chosen, 100, 5)
     assert noisy.optimizer.placement == "update" and noisy.num_microbatches == 2
-    plain, _ = runs.compiled(model, REGIMES["sb"], 0.1, chosen, 100, 5)
+    plain, _ = train.compiled(model, REGIMES["sb"], 0.1, chosen, 100, 5)
     assert not isinstance(plain, NoisyModel)
 
 
@@ -347,7 +348,7 @@ def test_batch_change_is_small_first(tmp_path):
     )
     summary = compare.compare(chosen)
     assert summary["batch-change"]["steps"] == 2 * 10 + 2 * 3
-    rate = runs.schedule(REGIMES["batch-change"], 0.4, chosen, 100)
+    rate = train.schedule(REGIMES["batch-change"], 0.4, chosen, 100)
     found = [float(rate(step)) for step in range(26)]
     np.testing.assert_allclose(found, [0.02] * 20 + [0.04] * 3 + [0.004] * 3, rtol=1e-5)
 
@@ -358,7 +359,7 @@ def test_every_update_has_the_rate_of_its_batch(tmp_path):
     )
     regime, seen = REGIMES["batch-change"], []
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    model, _ = runs.compiled(network, regime, 0.4, chosen, 100, 0)
+    model, _ = train.compiled(network, regime, 0.4, chosen, 100, 0)
 
     def note(batch, logs):
         seen.append(float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)))

@@ -14,7 +14,7 @@ from test_compare import assert_same_results, load, options, small_data, tree  #
 from typer.testing import CliRunner
 
 from keras_noisylb import models
-from keras_noisylb.experiments import compare, records, runs
+from keras_noisylb.experiments import compare, journal, records, train
 from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.training.model import NoisyModel
 from noisylb.main import app
@@ -148,11 +148,13 @@ def prepared(tmp_path):
     """A compiled model, and a run of it that was interrupted after an epoch: its checkpoint."""
     chosen = options(tmp_path)
     network = models.get("mlp")(num_classes=4, input_shape=(6, 6, 1), normalization=None)
-    model, _ = runs.compiled(network, REGIMES["lb-diagonal"], 0.1, chosen, 100, seed=0)
+    model, _ = train.compiled(network, REGIMES["lb-diagonal"], 0.1, chosen, 100, seed=0)
     model.optimizer.build(model.trainable_variables)
-    path = runs.checkpoint(tmp_path, 1)
+    path = journal.checkpoint(tmp_path, 1)
     model.save(path)
-    records.write_json(path.with_name("history.json"), {**runs.HISTORY, "epochs": [{"epoch": 1}]})
+    records.write_json(
+        path.with_name("history.json"), {**journal.HISTORY, "epochs": [{"epoch": 1}]}
+    )
     return model, path
 
 
@@ -175,12 +177,12 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
     model, path = prepared(tmp_path)
     said = []
-    assert len(runs.resume(model, tmp_path, said.append)["epochs"]) == 1
+    assert len(journal.resume(model, tmp_path, said.append)["epochs"]) == 1
     assert said == ["Continues after epoch 1."]
     DAMAGES[damage](model, path)
     before = tree(tmp_path)
     said.clear()
-    assert runs.resume(model, tmp_path, said.append) is None
+    assert journal.resume(model, tmp_path, said.append) is None
     *first, last = said
     assert len(first) == (path in before)
     assert all(line.startswith(f"{path} cannot be loaded (") for line in first)
@@ -192,7 +194,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
 
 def test_what_was_set_aside_stays(tmp_path):
     chosen = options(tmp_path, regimes="lb", epochs=1)
-    aside = runs.checkpoint(tmp_path / "run" / "lb-seed0", 1)
+    aside = journal.checkpoint(tmp_path / "run" / "lb-seed0", 1)
     aside = aside.with_name(f"{aside.name}.aside")
     aside.parent.mkdir(parents=True)
     aside.write_bytes(b"mine")
@@ -209,5 +211,5 @@ def test_a_checkpoint_that_cannot_be_opened_now_is_not_damaged(tmp_path, monkeyp
 
     monkeypatch.setattr(keras.Model, "load_weights", locked)
     with pytest.raises(BlockingIOError):
-        runs.resume(model, tmp_path, print)
+        journal.resume(model, tmp_path, print)
     assert tree(tmp_path) == before

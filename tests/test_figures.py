@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_noisylb import data, gradients, models
-from keras_noisylb.experiments import records, runs, splits
+from keras_noisylb.experiments import records, splits
 from keras_noisylb.experiments.figures import (
     figure1,
     figure2,
@@ -22,6 +22,7 @@ from keras_noisylb.experiments.figures import (
     training,
 )
 from keras_noisylb.experiments.figures import make as figures
+from keras_noisylb.experiments.journal import Journal
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.models import MLP
 from keras_noisylb.quadratic import Quadratic, noise_factor
@@ -174,7 +175,7 @@ def test_images_are_reduced_to_means(tmp_path):
     assert training.load(tiny(tmp_path, pool=1)).x_train is not None
 
 
-def trained_at_once(folder, build, regime, rate, options, seed, split, say):
+def trained_at_once(folder, build, regime, rate, options, seed, split, say, callbacks):
     epoch = {"accuracy": 0.5 + rate, "loss": 1.0, "test_accuracy": 0.5}
     return {"diverged_epoch": None}, {"epochs": [epoch] * options.epochs}
 
@@ -182,7 +183,7 @@ def trained_at_once(folder, build, regime, rate, options, seed, split, say):
 @pytest.mark.parametrize("number", figures.FIGURES)
 def test_every_figure_is_written_and_drawn_again(tmp_path, monkeypatch, number):
     if number == "3":  # trained in earnest below
-        monkeypatch.setattr(runs, "train", trained_at_once)
+        monkeypatch.setattr(training, "train_run", trained_at_once)
     monkeypatch.setattr(figure5b, "NAMES", ("lb", "lb-diagonal", "sb"))
     result = make(number, tiny(tmp_path))
     written = json.loads((tmp_path / f"figure{number}.json").read_text())
@@ -212,7 +213,7 @@ def stop_at(monkeypatch, owner, name, call):
 @pytest.mark.parametrize(
     ("number", "owner", "name"),
     [("2", figure2, "gradient_variance"), ("3", records, "write_text"),
-     ("5a", records, "write_text"), ("5b", runs.Journal, "on_epoch_begin")],
+     ("5a", records, "write_text"), ("5b", Journal, "on_epoch_begin")],
 )  # fmt: skip
 def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch, number, owner, name):
     figure = importlib.import_module(f"keras_noisylb.experiments.figures.figure{number}")
@@ -228,6 +229,14 @@ def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch, number, owner, 
     assert not (tmp_path / "parts" / f"figure{number}.json").exists()
     parts = make(number, tiny(tmp_path / "parts"))
     assert parts["numbers"] == whole["numbers"]
+
+
+def test_figure_5a_does_not_invent_norms_of_a_finished_training(tmp_path):
+    make("5a", tiny(tmp_path))
+    for name in ("figure5a.json", "norms-seed0.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(figures.CompareError, match=r"lacks the norms of the epochs \[0, 2\]"):
+        make("5a", tiny(tmp_path))
 
 
 def test_figure_3_judges_the_order_of_the_regimes():

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_noisylb import data, models
-from keras_noisylb.experiments import runs
+from keras_noisylb.experiments import train
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from noisylb.main import app
 from noisylb.protocol.paper import OURS, PUBLISHED, RECIPES, TABLES
@@ -121,12 +121,12 @@ def test_the_trainer_gets_the_protocol(preset, warm, half):
     assert options.seed_list == (4,) and options.data_dir == "there"
     regime, rate = choose(options)["lb-diagonal"]
     examples = recipe.train_size or 50_000
-    schedule = runs.schedule(regime, rate, options, examples)
+    schedule = train.schedule(regime, rate, options, examples)
     steps = [0, warm - 1, half - 1, half, half * 3 // 2 - 1, half * 3 // 2, 2 * half - 1]
     expected = [1.6 / warm, 1.6, 1.6, 0.16, 0.16, 0.016, 0.016]
     np.testing.assert_allclose([float(schedule(step)) for step in steps], expected, rtol=1e-5)
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    model, noise_steps = runs.compiled(network, regime, rate, options, examples, seed=0)
+    model, noise_steps = train.compiled(network, regime, rate, options, examples, seed=0)
     assert noise_steps == half // 2
     assert model.optimizer.noise.get_config()["conv"] == "uncorrelated"
 
@@ -135,7 +135,7 @@ def test_batch_change_is_one_schedule():
     options = RECIPES["cifar10-vgg16/batch-change"].options(0)
     regime, rate = choose(options)["batch-change"]
     assert regime.batch_change(options).change_epoch == 50
-    schedule = runs.schedule(regime, rate, options, 50_000)
+    schedule = train.schedule(regime, rate, options, 50_000)
     small = 50 * 391
     steps = [0, *(small + epochs * 13 - before for epochs in (0, 50, 100) for before in (1, 0))]
     rates = [float(schedule(step)) for step in steps]

@@ -10,11 +10,12 @@ from test_table import ROW, small_row  # noqa: F401 -- a fixture
 from typer.testing import CliRunner
 
 from keras_noisylb import data
-from keras_noisylb.experiments import runs, splits
+from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.queue import estimate
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
+from keras_noisylb.experiments.train import train_run
 from keras_noisylb.experiments.tune import search
 from noisylb.main import app
 from noisylb.protocol.paper import RECIPES
@@ -100,7 +101,7 @@ def test_a_trial_is_the_training_of_the_table(regime, tmp_path, small_row):
     split = dataclasses.replace(whole, x_train=whole.x_train[:240], y_train=whole.y_train[:240])
     kind, rate = choose(options)[regime]
     build = builder(options, 10, (28, 28, 1))
-    _, history = runs.train(tmp_path, build, kind, rate, options, 3, split, print)
+    _, history = train_run(tmp_path, build, kind, rate, options, 3, split, print)
 
     model, hp = search.hypermodel(recipe, (), {}), keras_tuner.HyperParameters()
     (trial,) = model.fit(

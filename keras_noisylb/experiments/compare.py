@@ -7,12 +7,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from keras_noisylb.experiments import records, runs, splits
+from keras_noisylb.experiments import records, splits
 from keras_noisylb.experiments.figures import comparison as picture_of
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.experiments.tables import comparison as table_of
+from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
 
 __all__ = ["CompareError", "compare"]
@@ -140,7 +141,7 @@ def compare(options, problem=None):
             number += 1
             batch, run = regime.batch_size(options), f"{regime.title(options)}, seed {seed}"
             say(f"[{number}/{total}] {run}: batch {batch}, rate {rate:g}")
-            record, history = runs.train(
+            record, history = train_run(
                 folder / f"{name}-seed{seed}", build, regime, rate, options, seed, data, say
             )
             if record["diverged_epoch"] is not None:

@@ -1,16 +1,16 @@
 """Figure 5a: Frobenius norms of the full and of the diagonal Fisher along the training of LB."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
 
 from keras_noisylb.diagnostics import fisher_norms
-from keras_noisylb.experiments import records, runs
+from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures import training
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
-from keras_noisylb.experiments.problem import builder
-from keras_noisylb.experiments.regimes import choose
+from keras_noisylb.training.model import NoisyModel
 
 NORMS = ("full", "diagonal", "trace")
 LOOKS = {"full": ("#D55E00", "--", "s"), "diagonal": ("#0072B2", "-", "o")}
@@ -29,8 +29,7 @@ def compute(preset, folder, say):
     """
     split = training.load(preset)
     seeds = {
-        str(seed): along(preset, folder / f"lb-seed{seed}", split, seed, say)
-        for seed in preset.options.seed_list
+        str(seed): along(preset, folder, split, seed, say) for seed in preset.options.seed_list
     }
     return {
         "seeds": seeds, "epochs": list(preset.measured_epochs),
@@ -43,59 +42,74 @@ def along(preset, folder, split, seed, say):
 
     Args:
         preset: `noisylb.protocol.figures.Preset`.
-        folder: `pathlib.Path` of the run.
+        folder: `pathlib.Path` of the figure.
         split: the data.
         seed: of weights and data.
         say: function that prints a line.
 
     Returns:
         Dictionary of the name of a norm to a list of its values, one for each measured epoch.
+
+    Raises:
+        CompareError: if LB diverges, or was trained without being measured.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "norms.json"
-    found = records.read_json(path, NORMS, say) or {name: [] for name in NORMS}
-    if len(found["full"]) == len(preset.measured_epochs):
-        say(f"seed {seed}: finished before")
-        return found
-    options = dataclasses.replace(preset.options, quiet=True)
-    regime, rate = choose(dataclasses.replace(options, regimes="lb"))["lb"]
-    history = None
-    while history is None:
-        keras.backend.clear_session()
-        keras.utils.set_random_seed(seed)
-        network = builder(options, split.num_classes, split.x_train.shape[1:])()
-        number = len(split.x_train)
-        model, _ = runs.compiled(network, regime, rate, options, number, seed)
-        history = runs.resume(model, folder, say)
-    if not history["epochs"]:
-        found = {name: [] for name in NORMS}  # the training begins anew
-    journal = runs.Journal(folder, history, lambda size: split.batches(size, seed, options.augment))
-    data = journal.data(options.large_batch_size)
-    for epoch in preset.measured_epochs[len(found["full"]) :]:
-        done = len(history["epochs"])
-        if done < epoch:
-            model.fit(
-                data,
-                shuffle=False,
-                initial_epoch=done,
-                epochs=epoch,
-                callbacks=[journal],
-                verbose=0,
-            )
-        if journal.diverged_epoch is not None:
-            raise records.CompareError(
-                f"LB diverged at epoch {journal.diverged_epoch} with the learning rate {rate:g}. "
-                "Choose another --preset or other --seeds."
-            )
-        size = min(preset.fisher_examples, number)
-        norms = fisher_norms(
-            network, training.LOSS, split.x_train[:size], split.y_train[:size], verbose=0
+    # The accuracy is not of interest: it is looked at once, at the end.
+    options = dataclasses.replace(preset.options, validation_freq=preset.options.epochs, quiet=True)
+    measure = MeasureNorms(folder / f"norms-seed{seed}.json", preset, split, say)
+    run, record, _ = training.trained(folder, "lb", options, seed, split, say, [measure])
+    if record["diverged_epoch"] is not None:
+        raise records.CompareError(
+            f"LB diverged at epoch {record['diverged_epoch']} with the learning rate "
+            f"{record['learning_rate']:g}. Choose another --preset or other --seeds."
         )
-        for name in NORMS:
-            found[name].append(float(getattr(norms, name)))
-        records.write_json(path, found)
-        say(f"seed {seed}, epoch {epoch}: {norms.full:.3g} full, {norms.diagonal:.3g} diagonal")
-    return found
+    missing = [epoch for epoch in preset.measured_epochs if str(epoch) not in measure.found]
+    if missing:
+        raise records.CompareError(
+            f"{measure.path} lacks the norms of the epochs {missing}, but the training in {run} is "
+            "finished. Remove that folder to train and measure again, or choose another --output."
+        )
+    found = [measure.found[str(epoch)] for epoch in preset.measured_epochs]
+    return {name: [norms[name] for norms in found] for name in NORMS}
+
+
+class MeasureNorms(keras.callbacks.Callback):
+    """Measures the norms of the Fisher at some epochs of a training, and keeps them in a file.
+
+    Args:
+        path: `pathlib.Path` of the file: by epoch, the norms by name.
+        preset: `noisylb.protocol.figures.Preset`.
+        split: the data.
+        say: function that prints a line.
+    """
+
+    def __init__(self, path, preset, split, say):
+        super().__init__()
+        self.path, self.preset, self.say = path, preset, say
+        size = min(preset.fisher_examples, len(split.x_train))
+        self.x, self.y = split.x_train[:size], split.y_train[:size]
+        self.found = records.read_json(path, (), say) or {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 0:
+            self.measure(0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if math.isfinite(logs["loss"]):
+            self.measure(epoch + 1)
+
+    def measure(self, epoch):
+        """Measure the network as it is now, if this is an epoch to measure.
+
+        Args:
+            epoch: number of finished epochs.
+        """
+        if epoch not in self.preset.measured_epochs:
+            return
+        network = self.model.model if isinstance(self.model, NoisyModel) else self.model
+        norms = fisher_norms(network, training.LOSS, self.x, self.y, verbose=0)
+        self.found[str(epoch)] = {name: float(getattr(norms, name)) for name in NORMS}
+        records.write_json(self.path, self.found)
+        self.say(f"  epoch {epoch}: {norms.full:.3g} full, {norms.diagonal:.3g} diagonal")
 
 
 def verdict(numbers):

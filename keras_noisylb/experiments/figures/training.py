@@ -5,10 +5,11 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_noisylb.experiments import runs, splits
+from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES, choose
+from keras_noisylb.experiments.train import train_run
 
 CHECKED = 1000  # test images that are looked at after every epoch of a few updates
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -44,7 +45,7 @@ def load(preset):
     )
 
 
-def trained(folder, name, options, seed, split, say):
+def trained(folder, name, options, seed, split, say, callbacks=()):
     """Train one regime with one seed, or find that this was done.
 
     Args:
@@ -54,6 +55,7 @@ def trained(folder, name, options, seed, split, say):
         seed: of weights, data and noise.
         split: the data.
         say: function that prints a line.
+        callbacks: further Keras callbacks of the training.
 
     Returns:
         Tuple of the folder of the run, its record and its history.
@@ -62,7 +64,7 @@ def trained(folder, name, options, seed, split, say):
     build = builder(options, split.num_classes, split.x_test.shape[1:])
     run = folder / f"{name}-seed{seed}"
     say(f"{regime.title(options)}, seed {seed}: batch {regime.batch_size(options)}, rate {rate:g}")
-    record, history = runs.train(run, build, regime, rate, options, seed, split, say)
+    record, history = train_run(run, build, regime, rate, options, seed, split, say, callbacks)
     return run, record, history
 
 

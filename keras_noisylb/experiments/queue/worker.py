@@ -19,11 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_noisylb import data as data_sets
-from keras_noisylb.experiments import records, runs, splits
+from keras_noisylb.experiments import records, splits
+from keras_noisylb.experiments.journal import HISTORY
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.queue.plan import RUN
 from keras_noisylb.experiments.regimes import choose
-from keras_noisylb.experiments.runs import HISTORY
+from keras_noisylb.experiments.train import compiled, train_run
 from noisylb.protocol.recipe import Recipe
 
 TIMED_STEPS = 3
@@ -59,7 +60,7 @@ def train(folder, settings):
     split = splits.load(options)
     build = builder(options, split.num_classes, split.x_train.shape[1:])
     earlier = records.read_json(folder / "history.json", HISTORY, print) or HISTORY
-    metrics, history = runs.train(folder, build, regime, rate, options, seed, split, print)
+    metrics, history = train_run(folder, build, regime, rate, options, seed, split, print)
     record = {
         "config": config["options"],
         "versions": records.versions(),
@@ -129,7 +130,7 @@ def measure(text):
     found = data_sets.info(recipe.dataset)
     shape = splits.image_shape(options)
     network = builder(options, found.num_classes, shape)()
-    model, _ = runs.compiled(network, regime, rate, options, recipe.large_batch_size, 0)
+    model, _ = compiled(network, regime, rate, options, recipe.large_batch_size, 0)
     seconds = {}
     for size in (recipe.small_batch_size, 4 * recipe.small_batch_size):
         x = np.random.default_rng(0).normal(size=(size, *shape)).astype("float32")
