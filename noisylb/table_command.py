@@ -9,7 +9,7 @@ from rich.console import Console
 
 from noisylb.app import app, fail, work
 from noisylb.protocol.paper import PUBLISHED, RECIPES
-from noisylb.protocol.recipe import PRESETS, WHOLE
+from noisylb.protocol.recipe import SCALES, WHOLE
 from noisylb.terminal import grid
 
 NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
@@ -55,21 +55,21 @@ OUTPUT = Annotated[str, typer.Option(help="Folder of the results; continues what
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and about its time only.")]
 
 
-def preset_named(name):
-    """The preset of a name.
+def scale_named(name):
+    """The scale that `--preset` names.
 
     Args:
-        name: of `PRESETS`.
+        name: of `SCALES`.
 
     Returns:
-        A `Preset`.
+        A `Scale`.
 
     Raises:
         typer.Exit: if there is none of that name.
     """
-    if name not in PRESETS:
-        fail(f"--preset received {name!r}, expected one of {', '.join(PRESETS)}. Change --preset.")
-    return PRESETS[name]
+    if name not in SCALES:
+        fail(f"--preset received {name!r}, expected one of {', '.join(SCALES)}. Change --preset.")
+    return SCALES[name]
 
 
 @app.command(help="List the recipes of Tables 2 and 3, or print one with the source of each value.")
@@ -80,7 +80,7 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
         name: of one recipe; `None` lists all.
         preset: name of the size.
     """
-    scale = preset_named(preset).scale
+    scale = scale_named(preset).apply
     console = Console()
     if name is None:
         header = ("recipe", "batch", "rate", "decay", "epochs", "paper, %")
@@ -140,15 +140,15 @@ def table(
         output: folder of the results.
         dry_run: whether to plan only.
     """
-    default = WHOLE if number == "small" else PRESETS["quick"]
-    size = preset_named(preset) if preset else default
+    default = WHOLE if number == "small" else SCALES["quick"]
+    size = scale_named(preset) if preset else default
     console = Console()
     folder = pathlib.Path(output) / size.name
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
 
-    def repeat(queue):
+    def repeat(execute):
         from keras_noisylb.experiments.queue.plan import plan
-        from keras_noisylb.experiments.tables import accuracy, temperatures
+        from keras_noisylb.experiments.tables import paper, small
         from keras_noisylb.experiments.tune.rates import read
 
         found = read(rates) if rates else {}
@@ -161,22 +161,22 @@ def table(
             show_plan(runs, console)
             return
         if number == "small":
-            form, words = temperatures, temperatures.caption()
+            form, words = small, small.caption()
         else:
-            form, words = accuracy, accuracy.caption(number, size, bool(rates))
+            form, words = paper, paper.caption(number, size, bool(rates))
         do(
-            queue, runs, settings, folder, console,
+            execute, runs, settings, folder, console,
             lambda: report(form, number, words, runs, folder, console), jobs,
         )  # fmt: skip
 
-    work("queue.queue", repeat, output)
+    work("queue.execute", repeat, output)
 
 
-def do(queue, runs, settings, folder, console, report, jobs=1):
+def do(execute, runs, settings, folder, console, report, jobs=1):
     """Train what is left, and report also where that is interrupted.
 
     Args:
-        queue: the module `keras_noisylb.experiments.queue.queue`.
+        execute: the module `keras_noisylb.experiments.queue.execute`.
         runs: list of `Run`.
         settings: dictionary of the arguments of `Recipe.options`.
         folder: `pathlib.Path` of all runs.
@@ -187,11 +187,11 @@ def do(queue, runs, settings, folder, console, report, jobs=1):
     Raises:
         typer.Exit: if a run failed.
     """
-    queue.check_data(runs, settings)
-    with queue.alone(folder):
-        left = queue.prepare(runs, typer.echo)
+    execute.check_data(runs, settings)
+    with execute.alone(folder):
+        left = execute.prepare(runs, typer.echo)
         try:
-            failed = queue.work(left, settings, console, jobs)
+            failed = execute.work(left, settings, console, jobs)
         finally:
             report()
     if failed:
@@ -203,7 +203,7 @@ def report(form, number, words, runs, folder, console):
     """Write and show the table of what is finished, if anything is.
 
     Args:
-        form: the module that makes the table, `accuracy` or `temperatures`.
+        form: the module that makes the table, `tables.paper` or `tables.small`.
         number: of the table.
         words: its caption.
         runs: list of `Run`.
@@ -211,17 +211,18 @@ def report(form, number, words, runs, folder, console):
         console: where it is shown.
     """
     from keras_noisylb.experiments import records
+    from keras_noisylb.experiments.tables.text import markdown, to_csv
 
     found = [run.record(console.print) for run in runs]
     if not any(found):
         return
     lines = form.summarize(runs, found)
+    header, cells = form.cells(lines)
     paths = folder / f"table{number}.md", folder / f"table{number}.csv"
-    records.write_text(paths[0], records.markdown(*form.cells(lines), words))
-    records.write_text(paths[1], form.to_csv(lines))
-    header, rows = form.cells(lines)
+    records.write_text(paths[0], markdown(header, cells, words))
+    records.write_text(paths[1], to_csv(form.FIELDS, lines))
     shown = []  # a line for the name of each row, so that the rest fits 80 columns
-    for name, group in itertools.groupby(rows, key=lambda row: row[0]):
+    for name, group in itertools.groupby(cells, key=lambda row: row[0]):
         shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]
     console.print(grid(header[1:], shown, right=range(1, 6), caption=words))
     console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)

@@ -59,7 +59,7 @@ def tune(
         output: folder of the results.
         dry_run: whether to plan only.
     """
-    size, console = shared.preset_named(preset), Console()
+    size, console = shared.scale_named(preset), Console()
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
     folder = pathlib.Path(output) / size.name
     if trials is not None and factors is not None:
@@ -83,37 +83,37 @@ def tune(
         runs = searches(number, size, output, rows, regimes, seeds, parts, trials)
         return runs, lambda: report_trials(runs, console)
 
-    def find(queue):
+    def find(execute):
         runs, report = rate_grid() if trials is None else search()
         if dry_run:
             shared.show_plan(runs, console)
         else:
-            shared.do(queue, runs, settings, folder, console, report)
+            shared.do(execute, runs, settings, folder, console, report)
 
     try:
         wanted = "0.5,1,2" if factors is None else factors
         multiples = [float(factor) for factor in wanted.split(",") if factor.strip()]
     except ValueError:
         fail(f"--factors received {factors!r}, expected numbers as in 0.5,1,2. Change --factors.")
-    work("queue.queue", find, output)
+    work("queue.execute", find, output)
 
 
-def report_rates(preset, folder, console):
+def report_rates(scale, folder, console):
     """Write and show the best rates of all that is finished in a folder, if anything is.
 
     Args:
-        preset: the `Preset`.
+        scale: the `Scale`.
         folder: `pathlib.Path` of all runs.
         console: where they are shown.
     """
     from keras_noisylb.experiments import records
     from keras_noisylb.experiments.tune import rates
 
-    cells = rates.summarize(rates.finished(folder, preset, typer.echo))
+    cells = rates.summarize(rates.finished(folder, scale, typer.echo))
     if not cells:
         return
     path = folder / "tuned.json"
-    records.write_json(path, rates.to_dict(cells, preset))
+    records.write_json(path, rates.to_dict(cells, scale))
     rows = []
     for cell in cells:
         tried = ", ".join(

@@ -11,7 +11,7 @@ from keras_noisylb.experiments import train
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from noisylb.main import app
 from noisylb.protocol.paper import OURS, PUBLISHED, RECIPES, TABLES
-from noisylb.protocol.recipe import PRESETS, Recipe
+from noisylb.protocol.recipe import SCALES, Recipe
 
 # Copied from the paper: Table 2, then the columns that Table 3 adds.
 PAPER = """
@@ -101,8 +101,8 @@ def test_frozen_and_serialisable():
 
 def test_a_preset_scales_times_and_data_alone():
     for recipe in RECIPES.values():
-        assert PRESETS["paper"].scale(recipe) == recipe
-        quick = PRESETS["quick"].scale(recipe)
+        assert SCALES["paper"].apply(recipe) == recipe
+        quick = SCALES["quick"].apply(recipe)
         assert (quick.epochs, quick.decay_epochs) == (20, (10, 15))
         assert quick.warmup_epochs == pytest.approx(recipe.warmup_epochs / 10)
         for name in ("noise_epochs", "small_epochs"):
@@ -116,7 +116,7 @@ def test_a_preset_scales_times_and_data_alone():
 @pytest.mark.parametrize(("preset", "warm", "half"), [("paper", 130, 1300), ("quick", 3, 30)])
 def test_the_trainer_gets_the_protocol(preset, warm, half):
     """13 updates an epoch of CIFAR-10, 3 of its part."""
-    recipe = PRESETS[preset].scale(RECIPES["cifar10-resnet44/lb-diagonal"])
+    recipe = SCALES[preset].apply(RECIPES["cifar10-resnet44/lb-diagonal"])
     options = recipe.options(4, data_dir="there")
     assert options.seed_list == (4,) and options.data_dir == "there"
     regime, rate = choose(options)["lb-diagonal"]

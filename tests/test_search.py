@@ -19,11 +19,11 @@ from keras_noisylb.experiments.train import train_run
 from keras_noisylb.experiments.tune import search
 from noisylb.main import app
 from noisylb.protocol.paper import RECIPES
-from noisylb.protocol.recipe import PRESETS
+from noisylb.protocol.recipe import SCALES
 
 
 def tiny(regime):
-    recipe = PRESETS["tiny"].scale(RECIPES[f"{ROW}/{regime}"])
+    recipe = SCALES["tiny"].apply(RECIPES[f"{ROW}/{regime}"])
     return dataclasses.replace(recipe, validation_fraction=1 / 6, seeds=(0,))
 
 
@@ -174,7 +174,7 @@ def test_refusals(tmp_path, small_row):
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     with pytest.raises(CompareError, match="batch-change, whose batch size changes"):
-        search.searches("3", PRESETS["probe"], "there", None, "batch-change", 1, None, 5)
+        search.searches("3", SCALES["probe"], "there", None, "batch-change", 1, None, 5)
 
 
 def test_a_search_of_which_nothing_can_be_scored_says_why(small_row):

@@ -18,12 +18,14 @@ from typer.testing import CliRunner
 
 from keras_noisylb import models
 from keras_noisylb.experiments import records
-from keras_noisylb.experiments.queue import estimate, plan, queue, worker
+from keras_noisylb.experiments.queue import estimate, execute, jobs, plan, process
+from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
 from keras_noisylb.experiments.records import CompareError
-from keras_noisylb.experiments.tables import accuracy
+from keras_noisylb.experiments.tables import paper as paper_table
+from keras_noisylb.experiments.tables.text import markdown, to_csv
 from noisylb.main import app
 from noisylb.protocol import paper
-from noisylb.protocol.recipe import PRESETS, Preset
+from noisylb.protocol.recipe import SCALES, Scale
 
 ROW, EPOCHS = "small-mlp", 4
 REGIMES = ("lb", "lb-diagonal")
@@ -42,12 +44,12 @@ def add_small(setitem=dict.__setitem__):
     setitem(paper.TABLES, "2", ((ROW,), REGIMES))
     for regime in REGIMES:
         setitem(paper.RECIPES, f"{ROW}/{regime}", small(regime))
-    setitem(PRESETS, "tiny", Preset("tiny", epochs=EPOCHS / 200, train_size=512))
+    setitem(SCALES, "tiny", Scale("tiny", epochs=EPOCHS / 200, train_size=512))
 
 
 def trust_the_data():
     """Skip the process that looks for the data sets; another test runs it."""
-    queue.ask = lambda *arguments: ""
+    execute.ask = lambda *arguments: ""
 
 
 @pytest.fixture
@@ -98,10 +100,10 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     wait(lambda: not any(running(child) for child in children.split()))
     before = (first / "run.json").read_bytes()
     assert not (second / "run.json").exists()
-    done = plan.Run(small("lb-diagonal"), second).done()
+    done = Run(small("lb-diagonal"), second).done()
     assert 1 <= done < EPOCHS
 
-    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    monkeypatch.setattr(execute, "ask", lambda *arguments: "")
     result = table(tmp_path)
     assert result.exit_code == 0, result.output
     assert "2 runs, 1 of them finished before." in result.output
@@ -112,7 +114,7 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
         files = {path.name for path in run.iterdir()}
         assert files == {"config.json", "run.json", "model.keras", "log.txt"}
     record = json.loads((second / "run.json").read_text())
-    assert set(record) == {*plan.KEYS, "num_microbatches"}
+    assert set(record) == {*KEYS, "num_microbatches"}
     assert record["config"]["learning_rate"] == 0.01 and record["seed"] == 0
     assert len(record["history"]["epochs"]) == EPOCHS and record["history"]["noise_steps"] == 2
     assert record["versions"]["keras"] and record["device"]
@@ -124,8 +126,8 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     damaged = (second / "run.json").read_bytes()[:1000]
     (second / "run.json").write_bytes(damaged)
     said = []
-    runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
-    assert [run.folder for run in queue.prepare(runs, said.append)] == [second]
+    runs = plan.plan("2", SCALES["tiny"], tmp_path, seeds=1)
+    assert [run.folder for run in execute.prepare(runs, said.append)] == [second]
     assert said[0] == (
         f"{second / 'run.json'} cannot be read; it was renamed to run.json.aside and its run "
         "starts again."
@@ -136,16 +138,16 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
 
 def test_a_record_of_another_run_is_set_aside(tmp_path, small_row):
     """One that was copied into the folder of this one, say: it can be read."""
-    run = plan.Run.of(PRESETS["tiny"].scale(small("lb")), 0, tmp_path)
+    run = Run.of(SCALES["tiny"].apply(small("lb")), 0, tmp_path)
     run.folder.mkdir(parents=True)
     other = record(run, 0.5)
-    (run.folder / plan.RUN).write_text(json.dumps(other))
+    (run.folder / RUN).write_text(json.dumps(other))
     said = []
     assert run.record(said.append) == other and said == []
     other["config"]["momentum"] = 0.8
-    (run.folder / plan.RUN).write_text(json.dumps(other))
+    (run.folder / RUN).write_text(json.dumps(other))
     assert run.record(said.append) is None
-    path = run.folder / plan.RUN
+    path = run.folder / RUN
     assert said == [
         f"{path} is of a run with other options: momentum (there 0.8, now 0.9); it was renamed to "
         "run.json.aside and its run starts again."
@@ -163,21 +165,21 @@ def test_missing_data_is_said_before_anything_is_written(tmp_path, small_row):
 
 
 def test_a_folder_of_other_recipes_is_refused(tmp_path, small_row, monkeypatch):
-    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
-    runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
-    assert queue.prepare(runs, print) == runs
+    monkeypatch.setattr(execute, "ask", lambda *arguments: "")
+    runs = plan.plan("2", SCALES["tiny"], tmp_path, seeds=1)
+    assert execute.prepare(runs, print) == runs
     changed = dataclasses.replace(small("lb"), learning_rate=0.02)
     monkeypatch.setitem(paper.RECIPES, f"{ROW}/lb", changed)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(CompareError, match=r"learning_rate \(there 0.01, now 0.02\)"):
-        queue.prepare(plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1), print)
+        execute.prepare(plan.plan("2", SCALES["tiny"], tmp_path, seeds=1), print)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_two_queues_in_one_folder_are_refused(tmp_path, small_row, monkeypatch):
-    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
-    monkeypatch.setattr(queue, "train", lambda *arguments: "not reached")
-    with queue.alone(tmp_path / "tiny"):
+    monkeypatch.setattr(execute, "ask", lambda *arguments: "")
+    monkeypatch.setattr(execute, "train", lambda *arguments: "not reached")
+    with execute.alone(tmp_path / "tiny"):
         result = table(tmp_path)
     assert result.exit_code == 2 and "being worked in by another `noisylb`" in result.stderr
     assert [path.name for path in (tmp_path / "tiny").iterdir() if path.is_dir()] == []
@@ -189,10 +191,10 @@ def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, small_row, monkeypatc
         watch(1)
         if run.recipe.regime == "lb":
             return "no luck"
-        (run.folder / plan.RUN).write_text(json.dumps(record(run, 0.5)))
+        (run.folder / RUN).write_text(json.dumps(record(run, 0.5)))
 
-    monkeypatch.setattr(queue, "train", train)
-    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    monkeypatch.setattr(execute, "train", train)
+    monkeypatch.setattr(execute, "ask", lambda *arguments: "")
     result = table(tmp_path)
     assert result.exit_code == 2
     assert f"[1/2] {ROW}/lb, seed 0: failed: no luck" in result.output
@@ -203,23 +205,24 @@ def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, small_row, monkeypatc
 
 
 def test_why_a_process_ended():
-    assert "out" in queue.reason(-9, io.BytesIO()) and "--num-microbatches" in queue.reason(
+    assert "out" in process.reason(-9, io.BytesIO()) and "--num-microbatches" in process.reason(
         -9, None
     )
     assert (
-        queue.reason(1, io.BytesIO(b"Traceback\n  line\nValueError: bad\n\n")) == "ValueError: bad"
+        process.reason(1, io.BytesIO(b"Traceback\n  line\nValueError: bad\n\n"))
+        == "ValueError: bad"
     )
-    assert queue.reason(3, io.BytesIO()) == "its process ended with code 3."
+    assert process.reason(3, io.BytesIO()) == "its process ended with code 3."
 
 
 def test_the_plan():
-    runs = plan.plan("3", PRESETS["paper"], "there", rows="cifar10-vgg16", regimes="lb,sb", seeds=2)
+    runs = plan.plan("3", SCALES["paper"], "there", rows="cifar10-vgg16", regimes="lb,sb", seeds=2)
     assert [run.title for run in runs] == [
         f"cifar10-vgg16/{regime}, seed {seed}" for seed in (0, 1) for regime in ("sb", "lb")
     ]
     assert runs[1].folder == pathlib.Path("there/paper/cifar10-vgg16/lb-seed0")
-    assert len(plan.plan("2", PRESETS["quick"], "there")) == 9 * 6 * 3
-    assert len(plan.plan("3", PRESETS["quick"], "there", seeds=1)) == 4 * 9
+    assert len(plan.plan("2", SCALES["quick"], "there")) == 9 * 6 * 3
+    assert len(plan.plan("3", SCALES["quick"], "there", seeds=1)) == 4 * 9
     for arguments, words in (
         ({"table": "4"}, "TABLE received '4', expected 2, 3 or small"),
         ({"rows": "mnist"}, "--rows received 'mnist', expected names of cifar10-vgg16"),
@@ -227,7 +230,7 @@ def test_the_plan():
         ({"seeds": 0}, "--seeds received 0"),
     ):
         with pytest.raises(CompareError, match=words.split("'")[0]) as error:
-            plan.plan(**{"table": "3", "preset": PRESETS["quick"], "output": "", **arguments})
+            plan.plan(**{"table": "3", "scale": SCALES["quick"], "output": "", **arguments})
         assert words in str(error.value)
 
 
@@ -237,7 +240,7 @@ def test_a_dry_run_writes_nothing(tmp_path, small_row, monkeypatch):
     result = table(tmp_path / "out", "--dry-run")
     assert result.exit_code == 0, result.output
     assert f"{ROW}/lb-diagonal, seed 0" in result.output and "0 of 4" in result.output
-    scaled = [PRESETS["tiny"].scale(small(regime)) for regime in REGIMES]
+    scaled = [SCALES["tiny"].apply(small(regime)) for regime in REGIMES]
     hours = sum(1 + estimate.predict(recipe, timing["seconds"]) / 3600 for recipe in scaled)
     assert f"2 runs, about {hours:.1f} h" in result.output and "an abacus" in result.output
     assert not (tmp_path / "out").exists()
@@ -260,7 +263,7 @@ def test_a_dry_run_of_the_small_table(tmp_path, monkeypatch):
 
 
 def test_the_estimate_is_a_straight_line(capsys):
-    scaled = Preset("one", epochs=1 / 200).scale(paper.RECIPES["mnist-mlp/lb"])
+    scaled = Scale("one", epochs=1 / 200).apply(paper.RECIPES["mnist-mlp/lb"])
     looks = 10_000 * 0.001 / 3
     seconds = estimate.predict(scaled, {100: 0.6, 300: 0.8})  # 0.5 + 0.001 for each example
     assert seconds == pytest.approx(15 * 0.5 + 60 + looks)
@@ -268,7 +271,7 @@ def test_the_estimate_is_a_straight_line(capsys):
     assert estimate.predict(noisy, {100: 0.6, 300: 0.8}) == pytest.approx(67.5 * 1.1 + looks)
     change = dataclasses.replace(scaled, regime="sb")
     assert estimate.predict(change, {100: 0.6, 300: 0.8}) == pytest.approx(469 * 0.5 + 60 + looks)
-    worker.measure(json.dumps(small("lb").to_dict()))
+    jobs.measure(json.dumps(small("lb").to_dict()))
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(answer["seconds"]) == ["32", "128"] and min(answer["seconds"].values()) > 0
 
@@ -285,10 +288,10 @@ def test_welch_by_hand():
     t = (np.mean(first) - np.mean(second)) / sum(parts) ** 0.5
     df = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
     p = special.betainc(df / 2, 0.5, df / (df + t**2)) / 2
-    assert accuracy.welch(first, second) == pytest.approx((t, df, p))
-    assert accuracy.welch(second, first) == pytest.approx((-t, df, 1 - p))
-    assert accuracy.welch([1.0], second) is None
-    assert accuracy.welch([1.0, 1.0], [0.0, 0.0]) is None
+    assert paper_table.welch(first, second) == pytest.approx((t, df, p))
+    assert paper_table.welch(second, first) == pytest.approx((-t, df, 1 - p))
+    assert paper_table.welch([1.0], second) is None
+    assert paper_table.welch([1.0, 1.0], [0.0, 0.0]) is None
 
 
 def record(run, test_accuracy, diverged=None):
@@ -300,7 +303,7 @@ def record(run, test_accuracy, diverged=None):
 def test_markdown_and_csv():
     runs = plan.plan(
         "2",
-        PRESETS["paper"],
+        SCALES["paper"],
         "",
         rows="cifar10-resnet44",
         regimes="lb,lb-trace,lb-diagonal,lb-full-split",
@@ -316,11 +319,11 @@ def test_markdown_and_csv():
         else None
         for run in runs
     ]
-    lines = accuracy.summarize(runs, taken)
-    words = accuracy.caption("2", PRESETS["paper"], tuned=False)
-    text = records.markdown(*accuracy.cells(lines), words)
+    lines = paper_table.summarize(runs, taken)
+    words = paper_table.caption("2", SCALES["paper"], tuned=False)
+    text = markdown(*paper_table.cells(lines), words)
     row = "| cifar10-resnet44 |"
-    _, _, p = accuracy.welch([92.8, 93.0, 92.9], [91.9, 92.0, 91.8])
+    _, _, p = paper_table.welch([92.8, 93.0, 92.9], [91.9, 92.0, 91.8])
     assert text.splitlines()[2:6] == [
         f"{row} LB | 3.2 | 91.90 ± 0.10 | 3 | 91.93 | -0.03 |  |",
         f"{row} LB + trace (A.5) | 1.6 | 92.00 ± 0.00 (1 diverged) | 2 | 92.33 | -0.33 |  |",
@@ -328,11 +331,12 @@ def test_markdown_and_csv():
         f"{row} LB + full (split) | 1.6 | – | 0 | 93.22 | – |  |",
     ]
     assert text.endswith(f"\n\n{words}\n") and "Welch" in words and "at the paper's size" in words
-    assert "preset quick: 0.1 of the epochs and 10000" in accuracy.caption(
-        "2", PRESETS["quick"], tuned=True
+    assert "preset quick: 0.1 of the epochs and 10000" in paper_table.caption(
+        "2", SCALES["quick"], tuned=True
     )
     by_regime = {
-        line["regime"]: line for line in csv.DictReader(io.StringIO(accuracy.to_csv(lines)))
+        line["regime"]: line
+        for line in csv.DictReader(io.StringIO(to_csv(paper_table.FIELDS, lines)))
     }
     diagonal = by_regime["lb-diagonal"]
     assert float(diagonal["mean"]) == pytest.approx(92.9)
@@ -341,8 +345,8 @@ def test_markdown_and_csv():
     assert float(diagonal["welch_df"]) == pytest.approx(4)
     assert diagonal["beats_lb"] == "True" and by_regime["lb"]["beats_lb"] == ""
     assert by_regime["lb-trace"]["diverged"] == "1"
-    one = accuracy.summarize(runs[:4], taken[:4])  # one seed
-    assert accuracy.cells(one)[1][2][2:] == ("1.6", "92.80", "1", "92.88", "-0.08", "–")
+    one = paper_table.summarize(runs[:4], taken[:4])  # one seed
+    assert paper_table.cells(one)[1][2][2:] == ("1.6", "92.80", "1", "92.88", "-0.08", "–")
 
 
 def test_the_progress_is_shown_on_a_terminal(tmp_path, small_row, monkeypatch):
@@ -350,11 +354,11 @@ def test_the_progress_is_shown_on_a_terminal(tmp_path, small_row, monkeypatch):
         watch(4)
         return "no luck"
 
-    monkeypatch.setattr(queue, "train", train)
+    monkeypatch.setattr(execute, "train", train)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
-    runs = plan.plan("2", PRESETS["tiny"], tmp_path, seeds=1)
-    assert queue.work(runs, {}, console) == runs
+    runs = plan.plan("2", SCALES["tiny"], tmp_path, seeds=1)
+    assert execute.work(runs, {}, console) == runs
     assert "left" in screen.getvalue() and "[2/2]" in screen.getvalue()
 
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from keras_noisylb import matched_multiplier, noise_temperature
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.queue.run import RUN
 from keras_noisylb.experiments.regimes import REGIMES, choose
-from keras_noisylb.experiments.tables import temperatures
+from keras_noisylb.experiments.tables import small as small_table
 from noisylb.main import app
 from noisylb.protocol.recipe import WHOLE, Recipe
 from noisylb.protocol.small import POINTS, RESNET8, SMALL, heated
@@ -42,7 +43,7 @@ def finished(folder, accuracies, labels=LABELS):
             "metrics": metrics(accuracy, diverged), "wall_seconds": 1.0, "history": {},
         }  # fmt: skip
         run.folder.mkdir(parents=True)
-        records.write_json(run.folder / plan.RUN, value)
+        records.write_json(run.folder / RUN, value)
     return runs
 
 
@@ -91,14 +92,14 @@ def test_temperatures_of_recipes():
         ),
     }
     for name, value in expected.items():
-        assert temperatures.temperature(SMALL[name]) == value
+        assert small_table.temperature(SMALL[name]) == value
 
 
 def test_the_table_against_scipy(tmp_path):
     full = [0.55, 0.58, 0.57]
     runs = finished(tmp_path, {"lb": [0.50, 0.52, 0.54], "lb-full-split": full})
     found = [run.record(print) for run in runs]
-    lines = {line["regime"]: line for line in temperatures.summarize(runs, found)}
+    lines = {line["regime"]: line for line in small_table.summarize(runs, found)}
     line = lines["lb-full-split"]
     assert line["test"] == pytest.approx(100 * np.mean(full))
     assert line["test_std"] == pytest.approx(100 * np.std(full, ddof=1))
@@ -111,18 +112,18 @@ def test_the_table_against_scipy(tmp_path):
     assert line["paired_p"] == pytest.approx(paired)
     assert line["welch_p"] == pytest.approx(welch.pvalue)
     assert lines["lb"]["gain"] is None and lines["lb-diagonal-split"]["test"] is None
-    rows = list(csv.DictReader(io.StringIO(temperatures.to_csv(list(lines.values())))))
+    rows = list(csv.DictReader(io.StringIO(small_table.to_csv(list(lines.values())))))
     assert [row["regime"] for row in rows] == list(lines)
 
 
 def test_diverged_and_missing_seeds_are_left_out(tmp_path):
     runs = finished(tmp_path, {"lb": [0.5, 0.6, None], "lb-full-split": [0.7, np.nan, 0.9]})
     found = [run.record(print) for run in runs]
-    lines = {line["regime"]: line for line in temperatures.summarize(runs, found)}
+    lines = {line["regime"]: line for line in small_table.summarize(runs, found)}
     line = lines["lb-full-split"]
     assert (line["seeds"], line["diverged"], line["test"]) == (2, 1, pytest.approx(80))
     assert line["gain"] == pytest.approx(20) and line["paired_p"] is None
-    _, rows = temperatures.cells(list(lines.values()))
+    _, rows = small_table.cells(list(lines.values()))
     assert any("2 (1 diverged)" in row for row in rows)
 
 

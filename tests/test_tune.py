@@ -8,11 +8,12 @@ from typer.testing import CliRunner
 
 from keras_noisylb import data
 from keras_noisylb.experiments import splits
-from keras_noisylb.experiments.queue import plan, queue
+from keras_noisylb.experiments.queue import execute, plan
+from keras_noisylb.experiments.queue.run import RUN, examples
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.tune import rates
 from noisylb.main import app
-from noisylb.protocol.recipe import PRESETS
+from noisylb.protocol.recipe import SCALES
 
 # Held-out accuracy by regime, rate and seed; `None` diverged.
 FOUND = {
@@ -36,10 +37,10 @@ def trained(small_row, monkeypatch):
         asked.append(recipe)
         accuracy = FOUND[recipe.regime][recipe.learning_rate][recipe.seeds[0]]
         found = record(run, accuracy or 0.1, None if accuracy else 2)
-        (run.folder / plan.RUN).write_text(json.dumps(found))
+        (run.folder / RUN).write_text(json.dumps(found))
 
-    monkeypatch.setattr(queue, "train", train)
-    monkeypatch.setattr(queue, "ask", lambda *arguments: "")
+    monkeypatch.setattr(execute, "train", train)
+    monkeypatch.setattr(execute, "ask", lambda *arguments: "")
     return asked
 
 
@@ -66,7 +67,7 @@ def test_a_wider_grid_adds_to_what_was_found(tmp_path, trained):
     assert written["rates"] == {f"{ROW}/lb": 0.02, f"{ROW}/lb-diagonal": 0.02}
     assert [rate for rate, _ in written["accuracies"][f"{ROW}/lb"]] == [0.005, 0.01, 0.02]
 
-    path = tmp_path / "tiny" / ROW / "lb-rate0.02-seed0" / plan.RUN
+    path = tmp_path / "tiny" / ROW / "lb-rate0.02-seed0" / RUN
     changed = json.loads(path.read_text())
     changed["config"]["momentum"] = 0.8
     path.write_text(json.dumps(changed))
@@ -79,8 +80,8 @@ def test_a_wider_grid_adds_to_what_was_found(tmp_path, trained):
 @pytest.mark.parametrize("change", [{"row": "old"}, {"regime": "old"}, {"old_field": 1}])
 def test_records_of_renamed_recipes_are_left_out(tmp_path, trained, change):
     assert run(tmp_path, "--regimes", "lb").exit_code == 0
-    path = tmp_path / "tiny" / ROW / "lb-rate0.02-seed0" / plan.RUN
-    renamed = tmp_path / "tiny" / "old" / "lb-rate0.02-seed0" / plan.RUN
+    path = tmp_path / "tiny" / ROW / "lb-rate0.02-seed0" / RUN
+    renamed = tmp_path / "tiny" / "old" / "lb-rate0.02-seed0" / RUN
     old = json.loads(path.read_text())
     old["config"] |= change
     old["metrics"]["test_accuracy"] = 1.0
@@ -111,7 +112,7 @@ def test_the_table_takes_the_rates(tmp_path, trained):
 
 
 def test_nothing_of_the_test_set_is_looked_at(small_row):
-    (tried, *_) = rates.grid("2", PRESETS["tiny"], "there")
+    (tried, *_) = rates.grid("2", SCALES["tiny"], "there")
     whole = dataclasses.replace(tried.recipe, train_size=None)
     found = splits.load(whole.options(0))
     (x_train, _), (x_test, _) = data.load("fashion_mnist_small")
@@ -126,14 +127,14 @@ def test_nothing_of_the_test_set_is_looked_at(small_row):
     )  # images that are there twice
     # Each class is rounded by itself; the plan's number is for its estimate of time.
     assert abs(len(found.x_test) - len(x_train) / 6) <= 10
-    assert abs(plan.examples(whole) - len(found.x_train)) <= 10
+    assert abs(examples(whole) - len(found.x_train)) <= 10
 
 
 def test_the_small_batches_of_batch_change_have_the_rate_of_sb():
     rates = {"cifar10-vgg16/sb": 0.07, "cifar10-vgg16/batch-change": 0.9}
     (run,) = plan.plan(
         "3",
-        PRESETS["short"],
+        SCALES["short"],
         "",
         rows="cifar10-vgg16",
         regimes="batch-change",
@@ -159,7 +160,7 @@ def test_refusals(tmp_path, small_row):
 
 
 def test_every_cell_every_rate_every_seed(small_row):
-    runs = rates.grid("2", PRESETS["tiny"], "there", seeds=2, factors=(2.0, 1.0, 2.0))
+    runs = rates.grid("2", SCALES["tiny"], "there", seeds=2, factors=(2.0, 1.0, 2.0))
     found = [(r.recipe.regime, r.recipe.learning_rate, *r.recipe.seeds) for r in runs]
     expected = [(regime, rate, s) for regime in REGIMES for rate in (0.01, 0.02) for s in (0, 1)]
     assert found == expected

@@ -3,9 +3,7 @@
 import pathlib
 import time
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from keras_noisylb.experiments import records, splits
 from keras_noisylb.experiments.figures import comparison as picture_of
@@ -13,6 +11,7 @@ from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.experiments.tables import comparison as table_of
+from keras_noisylb.experiments.tables.text import markdown
 from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
 
@@ -69,26 +68,9 @@ def report(folder, options, regimes, results, reported, console):
     summary = table_of.summarize(regimes, results, options)
     records.write_json(folder / "summary.json", summary)
     header, rows = table_of.rows(summary, reported)
-    seeds = len(options.seed_list)
-    caption = (
-        f"{options.model} on {options.dataset}, {options.epochs} epochs, "
-        f"{seeds} seed{'s' * (seeds > 1)}"
-        f"{' (mean ± standard deviation)' if seeds > 1 else ''}. "
-        "rate: peak learning rate. train loss, train % and "
-        f"{reported} %: loss and accuracies in inference mode after training. "
-        "sec.: training without evaluation. step/LB: median time of an update against LB's, "
-        "of the updates with noise where there are any."
-    )
-    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.padding = (0, 1 if console.width > 90 else 0)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    lines = [header, ["---"] * len(header), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    records.write_text(folder / "table.md", f"{text}\n\n{caption}\n")
+    caption = table_of.caption(options, reported)
+    console.print(table_of.for_terminal(header, rows, caption, console.width))
+    records.write_text(folder / "table.md", markdown(header, rows, caption))
     picture = folder / "compare.png"
     picture_of.draw(
         picture,

@@ -206,18 +206,3 @@ def write_probe(folder):
     probe = folder / ".probe"
     probe.touch()
     probe.unlink()
-
-
-def markdown(header, rows, words):
-    """A table as Markdown.
-
-    Args:
-        header: names of the columns.
-        rows: of strings.
-        words: its caption.
-
-    Returns:
-        A string.
-    """
-    table = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in table) + f"\n\n{words}\n"

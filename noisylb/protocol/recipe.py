@@ -1,4 +1,4 @@
-"""What a recipe is: the whole protocol of one cell of Tables 2 and 3, and how presets shrink it."""
+"""A recipe: the whole protocol of one cell of Tables 2 and 3, and how far it is scaled down."""
 
 import dataclasses
 import math
@@ -199,7 +199,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Preset:
+class Scale:
     """How far recipes are scaled down; nothing but lengths in epochs and the data is touched.
 
     Args:
@@ -209,7 +209,7 @@ class Preset:
 
     Example:
     ```python
-    Preset("tenth", epochs=0.1).scale(RECIPES["mnist-mlp/lb"]).epochs  # 20
+    Scale("tenth", epochs=0.1).apply(RECIPES["mnist-mlp/lb"]).epochs  # 20
     ```
     """
 
@@ -217,7 +217,7 @@ class Preset:
     epochs: float = 1.0
     train_size: int | None = None
 
-    def scale(self, recipe):
+    def apply(self, recipe):
         """A recipe at this size.
 
         Args:
@@ -241,10 +241,10 @@ class Preset:
         )
 
 
-WHOLE = Preset("small")  # the recipes of `noisylb table small` as they are
-PRESETS = {
-    "probe": Preset("probe", epochs=0.025),
-    "quick": Preset("quick", epochs=0.1, train_size=10_000),
-    "short": Preset("short", epochs=0.075),
-    "paper": Preset("paper"),
+WHOLE = Scale("small")  # the recipes of `noisylb table small` as they are
+SCALES = {
+    "probe": Scale("probe", epochs=0.025),
+    "quick": Scale("quick", epochs=0.1, train_size=10_000),
+    "short": Scale("short", epochs=0.075),
+    "paper": Scale("paper"),
 }

@@ -13,20 +13,6 @@ FIGURES = ("1", "2", "3", "4", "5a", "5b")
 UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed
 
 
-def rounded(value, digits=6):
-    """Plain data with its numbers rounded, so that a record can be read.
-
-    Args:
-        value: numbers, strings, lists and dictionaries, nested.
-        digits: significant digits of a number.
-    """
-    if isinstance(value, dict):
-        return {key: rounded(entry, digits) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [rounded(entry, digits) for entry in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-
 def make(number, preset, command, say):
     """Compute one figure, or continue it, and write `figure<number>.png`, `.svg` and `.json`.
 
@@ -65,7 +51,7 @@ def make(number, preset, command, say):
     numbers = found["numbers"] if found else None
     if numbers is None:
         try:
-            numbers = rounded(records.plain(figure.compute(preset, folder, say)))
+            numbers = records.rounded(records.plain(figure.compute(preset, folder, say)))
         except ValueError as error:
             raise CompareError(str(error)) from error
     else:

@@ -8,10 +8,10 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures.style import grid_of_axes
-from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
-from keras_noisylb.experiments.tables import temperatures
+from keras_noisylb.experiments.tables import small
 from noisylb.protocol.recipe import Recipe
 
 __all__ = ["CompareError", "make"]
@@ -36,12 +36,12 @@ def make(tables, output, command, say):
         OSError: if the results cannot be written.
     """
     runs, found = [], []
-    for path in sorted((pathlib.Path(tables) / "small" / ROW).glob(f"*/{plan.RUN}")):
-        record = records.read_json(path, plan.KEYS, say)
+    for path in sorted((pathlib.Path(tables) / "small" / ROW).glob(f"*/{RUN}")):
+        record = records.read_json(path, KEYS, say)
         if record is not None:
-            runs.append(plan.Run(Recipe.from_dict(record["config"]), path.parent))
+            runs.append(Run(Recipe.from_dict(record["config"]), path.parent))
             found.append(record)
-    lines = temperatures.summarize(runs, found)
+    lines = small.summarize(runs, found)
     lines = [line for line in lines if line["temperature"] and line["test"] is not None]
     if not lines:
         raise CompareError(
@@ -70,7 +70,7 @@ def draw(lines):
     """Draw the accuracies of one row of `noisylb table small`.
 
     Args:
-        lines: those of `temperatures.summarize` that have a temperature and an accuracy.
+        lines: those of `small.summarize` that have a temperature and an accuracy.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -112,7 +112,7 @@ def standard_error(line, part):
     """The standard error of an accuracy; 0 where one seed does not tell.
 
     Args:
-        line: of `temperatures.summarize`.
+        line: of `small.summarize`.
         part: "held_out" or "test".
     """
     spread = line[f"{part}_std"]

@@ -1,1 +1,1 @@
-"""Runs in processes of their own: planned, queued, worked off and estimated."""
+"""The runs of a table, each in a process of its own: planned, estimated, executed."""

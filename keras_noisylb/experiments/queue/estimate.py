@@ -4,8 +4,8 @@ import dataclasses
 import json
 import time
 
-from keras_noisylb.experiments.queue.plan import examples
-from keras_noisylb.experiments.queue.queue import ask
+from keras_noisylb.experiments.queue.process import ask
+from keras_noisylb.experiments.queue.run import examples
 from keras_noisylb.experiments.regimes import REGIMES
 
 TEST_EXAMPLES = 10_000  # looked at after every epoch, forward only: a third of the work
@@ -42,7 +42,7 @@ def predict(recipe, timing):
         A float.
 
     Example:
-    >>> recipe = Preset("one", epochs=1 / 200).scale(RECIPES["mnist-mlp/lb"])
+    >>> recipe = Scale("one", epochs=1 / 200).apply(RECIPES["mnist-mlp/lb"])
     >>> round(predict(recipe, {128: 0.1, 512: 0.4}), 3)
     49.479
     """

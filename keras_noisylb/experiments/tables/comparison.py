@@ -1,6 +1,10 @@
 """The numbers of a comparison and their table."""
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from keras_noisylb.experiments.tables.text import shown
 
 
 def summarize(regimes, results, options):
@@ -56,11 +60,8 @@ def rows(summary, reported):
         Tuple of the header and a list of rows.
     """
 
-    def show(value, form):
-        return "–" if value is None else format(value, form)
-
     def percent(value):
-        return show(None if value is None else 100 * value, ".2f")
+        return shown(None if value is None else 100 * value, ".2f")
 
     header = (
         "regime", "rate", "steps", "train loss", "train %", f"{reported} %", "sec.",
@@ -83,10 +84,50 @@ def rows(summary, reported):
             row["title"],
             format(row["learning_rate"], "g"),
             str(row["steps"]),
-            show(row["train_loss"], ".4f"),
+            shown(row["train_loss"], ".4f"),
             percent(row["train_accuracy"]),
             accuracy,
-            show(row["seconds"], ".1f"),
-            show(row["step_time_vs_lb"], ".2f"),
+            shown(row["seconds"], ".1f"),
+            shown(row["step_time_vs_lb"], ".2f"),
         ))
     return header, found
+
+
+def caption(options, reported):
+    """What the table shows, in words.
+
+    Args:
+        options: the options of the comparison.
+        reported: what the accuracy was measured on.
+    """
+    seeds = len(options.seed_list)
+    return (
+        f"{options.model} on {options.dataset}, {options.epochs} epochs, "
+        f"{seeds} seed{'s' * (seeds > 1)}"
+        f"{' (mean ± standard deviation)' if seeds > 1 else ''}. "
+        "rate: peak learning rate. train loss, train % and "
+        f"{reported} %: loss and accuracies in inference mode after training. "
+        "sec.: training without evaluation. step/LB: median time of an update against LB's, "
+        "of the updates with noise where there are any."
+    )
+
+
+def for_terminal(header, rows, caption, width):
+    """The table for the terminal.
+
+    Args:
+        header: names of the columns.
+        rows: of strings.
+        caption: of the table.
+        width: of the terminal.
+
+    Returns:
+        A `rich.table.Table`.
+    """
+    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.padding = (0, 1 if width > 90 else 0)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    return table

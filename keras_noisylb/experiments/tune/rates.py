@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
 from keras_noisylb.experiments.records import CompareError
 from noisylb.protocol.paper import RECIPES
 from noisylb.protocol.recipe import Recipe
@@ -30,12 +31,12 @@ def tried(recipe, rate):
     return dataclasses.replace(recipe, learning_rate=rate, validation_fraction=HELD_OUT)
 
 
-def grid(table, preset, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1.0, 2.0)):
+def grid(table, scale, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1.0, 2.0)):
     """The runs of a tuning: every cell of a table at every rate, with every seed.
 
     Args:
         table: "2" or "3".
-        preset: a `Preset`.
+        scale: a `Scale`.
         output: folder of all results.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
@@ -52,13 +53,13 @@ def grid(table, preset, output, rows=None, regimes=None, seeds=1, factors=(0.5, 
         raise CompareError(
             f"--factors received {factors}, expected positive numbers. Change --factors."
         )
-    folder = pathlib.Path(output) / preset.name
+    folder = pathlib.Path(output) / scale.name
     runs = []
-    for recipe in plan.cells(table, preset, rows, regimes):
+    for recipe in plan.cells(table, scale, rows, regimes):
         for factor in sorted(set(factors)):
             rate = float(f"{recipe.learning_rate * factor:.4g}")
             runs += [
-                plan.Run.of(tried(recipe, rate), seed, folder, f"-rate{rate:g}")
+                Run.of(tried(recipe, rate), seed, folder, f"-rate{rate:g}")
                 for seed in plan.seed_range(seeds)
             ]
     return runs
@@ -89,12 +90,12 @@ class Tuned:
         return self.learning_rate in {min(self.accuracies), max(self.accuracies)}
 
 
-def finished(folder, preset, say):
+def finished(folder, scale, say):
     """All that was tuned in a folder, by this command and earlier ones.
 
     Args:
-        folder: `pathlib.Path` of all runs of the preset.
-        preset: a `Preset`.
+        folder: `pathlib.Path` of all runs of the scale.
+        scale: a `Scale`.
         say: function that prints a line.
 
     Returns:
@@ -107,13 +108,13 @@ def finished(folder, preset, say):
         recipe = RECIPES.get(f"{config.get('row')}/{config.get('regime')}")
         if recipe is None:
             return {}
-        recipe = tried(preset.scale(recipe), config.get("learning_rate"))
+        recipe = tried(scale.apply(recipe), config.get("learning_rate"))
         seeds = tuple(config.get("seeds", ()))
         return dataclasses.replace(recipe, seeds=seeds, sources=()).to_dict()
 
     found = []
-    for path in sorted(folder.glob(f"*/*/{plan.RUN}")):
-        record = records.read_json(path, plan.KEYS, say)
+    for path in sorted(folder.glob(f"*/*/{RUN}")):
+        record = records.read_json(path, KEYS, say)
         if record is None:
             continue
         if record["config"] == of_today(record["config"]):
@@ -147,15 +148,15 @@ def summarize(found):
     ]
 
 
-def to_dict(cells, preset):
+def to_dict(cells, scale):
     """What was found, as plain data for a file.
 
     Args:
         cells: list of `Tuned`.
-        preset: the `Preset` of the runs.
+        scale: the `Scale` of the runs.
     """
     return {
-        "preset": preset.name,
+        "preset": scale.name,
         "held_out": HELD_OUT,
         "rates": {cell.name: cell.learning_rate for cell in cells if cell.learning_rate},
         "accuracies": {cell.name: list(cell.accuracies.items()) for cell in cells},

@@ -13,6 +13,7 @@ from keras_noisylb import data as data_sets
 from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.queue import plan
+from keras_noisylb.experiments.queue.run import Run
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.experiments.tune import rates
@@ -60,7 +61,7 @@ def hypermodel(recipe, parts, settings):
     """The search space around a recipe.
 
     Args:
-        recipe: a `Recipe`, at the size of the preset.
+        recipe: a scaled `Recipe`.
         parts: names of the parts that are searched; the others keep the recipe's value.
         settings: dictionary of the arguments of `Recipe.options`.
 
@@ -99,7 +100,7 @@ def run(folder, recipe, parts, max_trials, settings):
 
     Args:
         folder: `pathlib.Path` of the search.
-        recipe: a `Recipe`, at the size of the preset.
+        recipe: a scaled `Recipe`.
         parts: names of the parts that are searched.
         max_trials: number of trials, those of earlier calls included.
         settings: dictionary of the arguments of `Recipe.options`.
@@ -141,11 +142,11 @@ def run(folder, recipe, parts, max_trials, settings):
 
 
 @dataclass(frozen=True)
-class Search(plan.Run):
+class Search(Run):
     """A search around a recipe, in a folder of its own.
 
     Args:
-        recipe: a `Recipe` with the seeds of every trial, at the size of the preset.
+        recipe: a `Recipe` with the seeds of every trial, scaled.
         folder: `pathlib.Path`.
         parts: names of the parts that are searched.
         max_trials: number of trials.
@@ -199,12 +200,12 @@ class Search(plan.Run):
         return f"best {100 * scores[0]:.2f} % of {len(scores)} trials"
 
 
-def searches(table, preset, output, rows, regimes, seeds, parts, max_trials):
+def searches(table, scale, output, rows, regimes, seeds, parts, max_trials):
     """The searches of a tuning, one for every cell of a table.
 
     Args:
         table: "2" or "3".
-        preset: a `Preset`.
+        scale: a `Scale`.
         output: folder of all results.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
@@ -223,7 +224,7 @@ def searches(table, preset, output, rows, regimes, seeds, parts, max_trials):
         raise CompareError(f"--trials received {max_trials}, expected 1 or more. Change --trials.")
     named = plan.chosen("--parts", parts, PARTS)
     found = []
-    for recipe in plan.cells(table, preset, rows, regimes):
+    for recipe in plan.cells(table, scale, rows, regimes):
         if REGIMES[recipe.regime].batch == "change":
             raise CompareError(
                 f"--regimes received {recipe.regime}, whose batch size changes within a training: "
@@ -240,6 +241,6 @@ def searches(table, preset, output, rows, regimes, seeds, parts, max_trials):
             seeds=tuple(plan.seed_range(seeds)),
             sources=(),
         )
-        folder = pathlib.Path(output) / preset.name / recipe.row / f"{recipe.regime}-search"
+        folder = pathlib.Path(output) / scale.name / recipe.row / f"{recipe.regime}-search"
         found.append(Search(recipe, folder, wanted, max_trials))
     return found

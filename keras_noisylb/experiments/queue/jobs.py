@@ -1,6 +1,6 @@
-"""A process of the queue: it does one job, gives its memory back, and ends with its parent.
+"""What a process of the queue does: one job. It ends with its parent.
 
-`python -m keras_noisylb.experiments.queue.worker train FOLDER SETTINGS`; `search`, `data` and
+`python -m keras_noisylb.experiments.queue.jobs train FOLDER SETTINGS`; `search`, `data` and
 `time` likewise.
 """
 
@@ -22,7 +22,7 @@ from keras_noisylb import data as data_sets
 from keras_noisylb.experiments import records, splits
 from keras_noisylb.experiments.journal import HISTORY
 from keras_noisylb.experiments.problem import builder
-from keras_noisylb.experiments.queue.plan import RUN
+from keras_noisylb.experiments.queue.run import RUN
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.experiments.train import compiled, train_run
 from noisylb.protocol.recipe import Recipe

@@ -1,13 +1,11 @@
 """The table of `noisylb table small`: accuracy, temperature, and what the noise adds to LB."""
 
-import csv
-import io
-
 import numpy as np
 from scipy import stats
 
 from keras_noisylb.experiments.regimes import REGIMES, title_of
-from keras_noisylb.experiments.tables.accuracy import welch
+from keras_noisylb.experiments.tables.paper import welch
+from keras_noisylb.experiments.tables.text import shown
 from keras_noisylb.schedules import noise_temperature
 
 FIELDS = (
@@ -115,22 +113,6 @@ def line(recipe, metrics, base):
     return dict(zip(FIELDS, values, strict=True))
 
 
-def to_csv(lines):
-    """The numbers as CSV, all digits kept.
-
-    Args:
-        lines: of `summarize`.
-
-    Returns:
-        A string.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
 def cells(lines):
     """The numbers as they are shown.
 
@@ -141,12 +123,9 @@ def cells(lines):
         Tuple of the header and a list of rows, of strings.
     """
 
-    def show(value, form):
-        return "–" if value is None else format(value, form)
-
     def with_spread(line, key):
         spread = line[f"{key}_std"]
-        return show(line[key], ".2f") + (f" ± {spread:.2f}" if spread is not None else "")
+        return shown(line[key], ".2f") + (f" ± {spread:.2f}" if spread is not None else "")
 
     header = (
         "row", "regime", "rate", "λ", "part", "decay", "T, 10⁻³", "seeds", "train %", "held-out %",
@@ -155,7 +134,7 @@ def cells(lines):
     rows = []
     for line in lines:
         temperature = line["temperature"]
-        gain = show(line["gain"], "+.2f")
+        gain = shown(line["gain"], "+.2f")
         if line["gain_se"] is not None:
             gain += f" ± {line['gain_se']:.2f}"
         seeds = str(line["seeds"])
@@ -163,11 +142,11 @@ def cells(lines):
             seeds += f" ({line['diverged']} diverged)"
         rows.append((
             line["row"], line["title"], f"{line['rate']:g}",
-            show(line["multiplier"], "g"), show(line["noise_part"], "g"),
+            shown(line["multiplier"], "g"), shown(line["noise_part"], "g"),
             f"{line['weight_decay']:g}",
-            show(None if temperature is None else 1e3 * temperature, ".3g"), seeds,
-            show(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
-            gain, show(line["paired_p"], ".2g"),
+            shown(None if temperature is None else 1e3 * temperature, ".3g"), seeds,
+            shown(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
+            gain, shown(line["paired_p"], ".2g"),
         ))  # fmt: skip
     return header, rows
 

@@ -1,11 +1,8 @@
-"""The queue of a table's runs: each in a process of its own, none done twice."""
+"""The runs of a table are executed: each in a process of its own, and none of them twice."""
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,88 +17,12 @@ from rich.progress import (
 )
 
 from keras_noisylb.experiments import records
+from keras_noisylb.experiments.queue.process import ask, process, reason
 from keras_noisylb.experiments.records import CompareError
 
 LOG = "log.txt"
 POLL = 0.5  # seconds
 DAY = 86_400
-THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-
-
-@contextlib.contextmanager
-def worker(job, *arguments, jobs=1, **streams):
-    """A process of `keras_noisylb.experiments.queue.worker`, killed where the block is left early.
-
-    Args:
-        job: "train", "data" or "time".
-        *arguments: of the job.
-        jobs: number of processes that share the machine; with several, each has one thread.
-        **streams: its `stdout` and `stderr`.
-
-    Yields:
-        A `subprocess.Popen`.
-    """
-    environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
-    if jobs > 1:
-        environment |= dict.fromkeys(THREADS, "1")
-    environment["PYTHONUNBUFFERED"] = "1"  # what it said stays, however it ends
-    command = [sys.executable, "-m", "keras_noisylb.experiments.queue.worker", job, *arguments]
-    # Nothing is written to its input: that it is closed tells the process that this one has ended.
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **streams)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdin.close()
-
-
-def ask(job, *arguments):
-    """Have a job done whose answer is short.
-
-    Args:
-        job: of `worker`.
-        *arguments: of the job.
-
-    Returns:
-        The last line that it printed.
-
-    Raises:
-        CompareError: with the last line of its errors, if it failed.
-    """
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
-        with worker(job, *arguments, stdout=answer, stderr=errors) as process:
-            code = process.wait()
-        if code:
-            raise CompareError(reason(code, errors))
-        return last_line(answer)
-
-
-def last_line(file):
-    """The last line of a file with text in it, or an empty string.
-
-    Args:
-        file: opened for reading bytes.
-    """
-    file.seek(0)
-    lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def reason(code, errors):
-    """Why a process failed.
-
-    Args:
-        code: its exit code.
-        errors: what it printed, a file opened for reading bytes.
-    """
-    if code == -9:
-        return (
-            "its process was killed by signal 9, as the system does where memory runs out. If so, "
-            "give --num-microbatches 8 or more."
-        )
-    return last_line(errors) or f"its process ended with code {code}."
 
 
 def check_data(runs, settings):
@@ -176,12 +97,12 @@ def train(run, settings, watch, stop, jobs):
     """
     with (run.folder / LOG).open("ab+") as log:
         arguments = (str(run.folder), json.dumps(settings), *run.arguments)
-        with worker(run.job, *arguments, jobs=jobs, stdout=log, stderr=log) as process:
-            while process.poll() is None and not stop.is_set():
+        with process(run.job, *arguments, jobs=jobs, stdout=log, stderr=log) as started:
+            while started.poll() is None and not stop.is_set():
                 watch(run.done())
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL)
-        return reason(process.returncode, log) if process.returncode else None
+                    started.wait(POLL)
+        return reason(started.returncode, log) if started.returncode else None
 
 
 def work(runs, settings, console, jobs=1):
@@ -201,7 +122,7 @@ def work(runs, settings, console, jobs=1):
 
     Example:
     ```python
-    runs = plan("2", PRESETS["quick"], "results/tables", rows="mnist-mlp")
+    runs = plan("2", SCALES["quick"], "results/tables", rows="mnist-mlp")
     work(prepare(runs, print), {}, Console())
     ```
     """

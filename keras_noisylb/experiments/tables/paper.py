@@ -1,12 +1,10 @@
 """The tables of accuracies: ours beside the paper's, as Markdown and CSV."""
 
-import csv
-import io
-
 import numpy as np
 from scipy import stats
 
 from keras_noisylb.experiments.regimes import REGIMES, title_of
+from keras_noisylb.experiments.tables.text import shown
 from noisylb.protocol.paper import PUBLISHED
 
 LEVEL = 0.05
@@ -75,22 +73,6 @@ def summarize(runs, records):
     return lines
 
 
-def to_csv(lines):
-    """The numbers as CSV, all digits kept.
-
-    Args:
-        lines: of `summarize`.
-
-    Returns:
-        A string.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
 def cells(lines):
     """The numbers as they are shown.
 
@@ -100,14 +82,10 @@ def cells(lines):
     Returns:
         Tuple of the header and a list of rows, of strings.
     """
-
-    def show(value, form):
-        return "–" if value is None else format(value, form)
-
     header = ("row", "regime", "rate", "ours, %", "seeds", "paper", "diff.", "beats LB?")
     rows = []
     for line in lines:
-        ours = show(line["mean"], ".2f")
+        ours = shown(line["mean"], ".2f")
         if line["std"] is not None:
             ours += f" ± {line['std']:.2f}"
         if line["diverged"]:
@@ -117,8 +95,8 @@ def cells(lines):
             verdict = "–"
             if line["beats_lb"] is not None:
                 verdict = "yes, " * line["beats_lb"] + f"p = {line['welch_p']:.2g}"
-        difference = show(line["difference"], "+.2f")
-        paper = show(line["paper"], ".2f")
+        difference = shown(line["difference"], "+.2f")
+        paper = shown(line["paper"], ".2f")
         rate = f"{line['rate']:g}"
         rows.append((
             line["row"],
@@ -133,22 +111,22 @@ def cells(lines):
     return header, rows
 
 
-def caption(table, preset, tuned):
+def caption(table, scale, tuned):
     """What the table shows, in words.
 
     Args:
         table: "2" or "3".
-        preset: the `Preset` of the runs.
+        scale: the `Scale` of the runs.
         tuned: whether the learning rates were given in place of the recipes'.
 
     Returns:
         A string.
     """
     size = "at the paper's size"
-    if preset.name != "paper":
+    if scale.name != "paper":
         size = (
-            f"preset {preset.name}: {preset.epochs:g} of the epochs and "
-            f"{preset.train_size or 'all'} training images, so the paper's numbers are no target"
+            f"preset {scale.name}: {scale.epochs:g} of the epochs and "
+            f"{scale.train_size or 'all'} training images, so the paper's numbers are no target"
         )
     return (
         f"Table {table}, {size}. rate: peak learning rate, "
