@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from noisylb.app import app, fail, work
+from noisylb.protocol import recipe
 from noisylb.protocol.paper import PUBLISHED, RECIPES
 from noisylb.protocol.recipe import SCALES, WHOLE
 from noisylb.terminal import grid
@@ -103,8 +104,8 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
     sources = {source.field: str(source) for source in cell.sources}
     rows = [
         (field, str(value), sources.get(field, "the preset"))
-        for field, value in cell.to_dict().items()
-        if value is not None and field not in {"row", "regime", "sources"}
+        for field, value in cell.described().items()
+        if field not in {"row", "regime"}
     ]
     console.print(grid(("field", "value", "from"), rows, title=name))
 
@@ -115,7 +116,7 @@ def table(
     rows: ROWS = None,
     regimes: REGIMES = None,
     labels: LABELS = None,
-    seeds: SEEDS = 3,
+    seeds: SEEDS = recipe.SEEDS,
     preset: TABLE_PRESET = None,
     data_dir: DATA_DIR = None,
     num_microbatches: MICROBATCHES = None,

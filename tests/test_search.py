@@ -24,7 +24,7 @@ from noisylb.protocol.recipe import SCALES
 
 def tiny(regime):
     recipe = SCALES["tiny"].apply(RECIPES[f"{ROW}/{regime}"])
-    return dataclasses.replace(recipe, validation_fraction=1 / 6, seeds=(0,))
+    return dataclasses.replace(recipe, validation_fraction=1 / 6)
 
 
 def tune(output, *arguments):
@@ -59,10 +59,10 @@ def test_a_search_from_the_command_line(tmp_path, small_row, monkeypatch):
 
 
 def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
-    recipe = dataclasses.replace(tiny("lb"), epochs=1, decay_epochs=(0.5, 0.75))
+    recipe = dataclasses.replace(tiny("lb"), epochs=1)
 
     def run(name, max_trials):
-        return search.run(tmp_path / name, recipe, ("learning_rate",), max_trials, {})
+        return search.run(tmp_path / name, recipe, ("learning_rate",), (0,), max_trials, {})
 
     before, after = run("a", 1), run("a", 2)
     assert len(before) == 1 and len(after) == 2 and before[0] in after
@@ -76,10 +76,10 @@ def test_a_search_goes_on_with_more_trials(tmp_path, small_row):
 
 
 def test_rates_that_diverge_do_not_end_a_search(tmp_path, small_row):
-    recipe = dataclasses.replace(
-        tiny("lb"), learning_rate=1e37, warmup_epochs=0, epochs=1, decay_epochs=(0.5, 0.75)
-    )
-    found = search.run(tmp_path / "a", recipe, ("learning_rate",), 4, {})  # KerasTuner ends after 3
+    recipe = dataclasses.replace(tiny("lb"), learning_rate=1e37, warmup_epochs=0, epochs=1)
+    found = search.run(
+        tmp_path / "a", recipe, ("learning_rate",), (0,), 4, {}
+    )  # KerasTuner ends after 3
     assert [trial.status for trial in found] == ["FAILED"] * 4
     assert all("diverged" in trial.reason for trial in found)
 
@@ -90,9 +90,9 @@ def test_a_trial_is_the_training_of_the_table(regime, tmp_path, small_row):
     small = 240 if regime == "sb" else 20
     recipe = dataclasses.replace(
         RECIPES[f"mnist-mlp/{regime}"],
-        dataset="fashion_mnist_small", validation_fraction=1 / 6, seeds=(3,), weight_decay=0.001,
+        dataset="fashion_mnist_small", validation_fraction=1 / 6, weight_decay=0.001,
         large_batch_size=241 if regime == "sb" else 240, small_batch_size=small,
-        ghost_batch_size=240, learning_rate=0.01, epochs=8, warmup_epochs=2, decay_epochs=(4, 6),
+        ghost_batch_size=240, learning_rate=0.01, epochs=8, warmup_epochs=2,
     )  # fmt: skip
     if regime == "lb-diagonal":
         recipe = dataclasses.replace(recipe, noise_epochs=4)
@@ -103,7 +103,7 @@ def test_a_trial_is_the_training_of_the_table(regime, tmp_path, small_row):
     build = builder(options, 10, (28, 28, 1))
     _, history = train_run(tmp_path, build, kind, rate, options, 3, split, print)
 
-    model, hp = search.hypermodel(recipe, (), {}), keras_tuner.HyperParameters()
+    model, hp = search.hypermodel(recipe, (), (3,), {}), keras_tuner.HyperParameters()
     (trial,) = model.fit(
         hp,
         model.build(hp),
@@ -127,16 +127,16 @@ def test_images_are_augmented_where_the_recipe_says_so(tmp_path, small_row, monk
         return batches(*arguments, **options)
 
     monkeypatch.setattr(data, "batches", recorded)
-    short = dataclasses.replace(tiny("lb"), epochs=1, decay_epochs=(0.5, 0.75))
+    short = dataclasses.replace(tiny("lb"), epochs=1)
     for augment, expected in ((False, []), (True, [{"augment": True}])):
         changed = dataclasses.replace(short, augment=augment)
-        search.run(tmp_path / str(augment), changed, ("momentum",), 1, {})
+        search.run(tmp_path / str(augment), changed, ("momentum",), (0,), 1, {})
         assert asked == expected
 
 
 def test_every_cell_has_the_parts_of_its_regime():
     def space(name, parts=search.PARTS):
-        model, hp = search.hypermodel(RECIPES[name], parts, {}), keras_tuner.HyperParameters()
+        model, hp = search.hypermodel(RECIPES[name], parts, (0,), {}), keras_tuner.HyperParameters()
         built = model.build(hp)
         return {p.name: p for p in hp.space}, built
 
@@ -178,7 +178,7 @@ def test_refusals(tmp_path, small_row):
 
 
 def test_a_search_of_which_nothing_can_be_scored_says_why(small_row):
-    found = search.Search(RECIPES[f"{ROW}/lb"], None, ("momentum",), 1)
+    found = search.Search(RECIPES[f"{ROW}/lb"], (0,), None, ("momentum",), 1)
     trial = {"score": None, "std": None, "reason": "The training diverged.", "values": {}}
     assert found.outcome({"trials": [trial]}) == (
         "no trial could be scored: The training diverged."
@@ -188,7 +188,7 @@ def test_a_search_of_which_nothing_can_be_scored_says_why(small_row):
 
 
 def test_a_record_of_another_search_is_set_aside(tmp_path):
-    found = search.Search(RECIPES["mnist-mlp/lb"], tmp_path, ("momentum",), 1)
+    found = search.Search(RECIPES["mnist-mlp/lb"], (0,), tmp_path, ("momentum",), 1)
     record = dict.fromkeys(search.KEYS) | {"config": found.config, "max_trials": 1, "trials": []}
     path = tmp_path / search.RECORD
     path.write_text(json.dumps(record))

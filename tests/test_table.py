@@ -297,7 +297,7 @@ def test_welch_by_hand():
 def record(run, test_accuracy, diverged=None):
     metrics = {"test_accuracy": test_accuracy, "diverged_epoch": diverged}
     rest = {"versions": {}, "seed": 0, "device": "", "wall_seconds": 1.0, "history": {}}
-    return {"config": run.recipe.to_dict(), "metrics": metrics, **rest}
+    return {"config": run.config, "metrics": metrics, **rest}
 
 
 def test_markdown_and_csv():
@@ -314,7 +314,7 @@ def test_markdown_and_csv():
         "lb-diagonal": (0.928, 0.930, 0.929),
     }
     taken = [
-        record(run, accuracies[run.recipe.seeds[0]], None if accuracies[run.recipe.seeds[0]] else 7)
+        record(run, accuracies[run.seeds[0]], None if accuracies[run.seeds[0]] else 7)
         if (accuracies := found.get(run.recipe.regime))
         else None
         for run in runs

@@ -33,7 +33,7 @@ def finished(folder, accuracies, labels=LABELS):
     """Write records: of LB 0.50, 0.52, ...; of the noises what `accuracies` says."""
     runs = plan.plan("small", WHOLE, folder, seeds=3, labels=labels)
     for run in runs:
-        (seed,) = run.recipe.seeds
+        (seed,) = run.seeds
         accuracy = accuracies.get(run.recipe.regime, [None] * 3)[seed]
         if accuracy is None:
             continue
@@ -50,7 +50,7 @@ def finished(folder, accuracies, labels=LABELS):
 def test_recipes_can_be_trained():
     assert len(SMALL) == sum(map(len, POINTS.values()))
     for recipe in SMALL.values():
-        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+        assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
         options = recipe.options(0)
         ((regime, rate),) = choose(options).values()
         assert rate == recipe.learning_rate

@@ -35,7 +35,7 @@ def trained(small_row, monkeypatch):
     def train(run, settings, watch, stop, jobs):
         recipe = run.recipe
         asked.append(recipe)
-        accuracy = FOUND[recipe.regime][recipe.learning_rate][recipe.seeds[0]]
+        accuracy = FOUND[recipe.regime][recipe.learning_rate][run.seeds[0]]
         found = record(run, accuracy or 0.1, None if accuracy else 2)
         (run.folder / RUN).write_text(json.dumps(found))
 
@@ -161,7 +161,7 @@ def test_refusals(tmp_path, small_row):
 
 def test_every_cell_every_rate_every_seed(small_row):
     runs = rates.grid("2", SCALES["tiny"], "there", seeds=2, factors=(2.0, 1.0, 2.0))
-    found = [(r.recipe.regime, r.recipe.learning_rate, *r.recipe.seeds) for r in runs]
+    found = [(r.recipe.regime, r.recipe.learning_rate, *r.seeds) for r in runs]
     expected = [(regime, rate, s) for regime in REGIMES for rate in (0.01, 0.02) for s in (0, 1)]
     assert found == expected
     assert len({run.folder for run in runs}) == len(runs)

@@ -10,6 +10,7 @@ from keras_noisylb.experiments.journal import HISTORY, Journal, resume
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.schedules import WarmupStepDecay, updates_in
 from keras_noisylb.training.model import NoisyModel
+from noisylb.protocol.options import DECAY_FACTOR, DECAYS
 
 RECORD = (
     "diverged_epoch", "steps", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
@@ -40,14 +41,17 @@ def schedule(regime, learning_rate, options, num_examples):
         before, after = (change.updates(num_examples, number) for number in (whole, whole + 1))
         return before + math.floor((epoch - whole) * (after - before))
 
-    decays = [options.epochs / 2, options.epochs * 3 / 4]
+    decays = [part * options.epochs for part in DECAYS]
     if regime.batch != "change":
         warmup = round(options.warmup_fraction * update(options.epochs))
         return WarmupStepDecay(
-            learning_rate, warmup_steps=warmup, decay_steps=map(update, decays), decay_factor=0.1
+            learning_rate,
+            warmup_steps=warmup,
+            decay_steps=map(update, decays),
+            decay_factor=DECAY_FACTOR,
         )
     ends = [update(max(epoch, change.change_epoch)) for epoch in (change.change_epoch, *decays)]
-    rates = [options.learning_rates["sb"], *(learning_rate * f for f in (1.0, 0.1, 0.01))]
+    rates = [options.learning_rates["sb"], *(learning_rate * DECAY_FACTOR**k for k in range(3))]
     # Keras' boundaries are the last steps of their rates, not the first of the next.
     return keras.optimizers.schedules.PiecewiseConstantDecay([end - 1 for end in ends], rates)
 

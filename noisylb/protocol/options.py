@@ -8,6 +8,9 @@ from typing import Literal
 # Of a coarse grid, and with λ, best on a fifth of the training set that was held out.
 DEFAULT_LEARNING_RATES = {"sb": 0.02, "lb": 0.2}
 
+# The learning rate is multiplied by the factor after these parts of every training.
+DECAYS, DECAY_FACTOR = (1 / 2, 3 / 4), 0.1
+
 
 def option(default, help_text, parser=None):
     """A field of `Options` with its help.

@@ -92,9 +92,12 @@ def recipe(row, regime):
     dataset, model = row.split("-")
     fields, sources = {}, []
 
-    def put(name, value, stated, where):
-        fields[name] = value
+    def say(name, stated, where):
         sources.append(Source(name, stated, where))
+
+    def put(name, value, *source):
+        fields[name] = value
+        say(name, *source)
 
     cifar = dataset.startswith("cifar")
     put("model", model, True, "Tables 2 and 3; its layers by the model's docstring")
@@ -104,9 +107,9 @@ def recipe(row, regime):
     put("small_batch_size", 128, True, "section 3")
     put("large_batch_size", 4096, True, "section 3")
     put("ghost_batch_size", 128, False, "the small batch size, as in Hoffer et al. 2017")
-    put("optimizer", "sgd", True, "Algorithm 1")
+    say("optimizer", True, "Algorithm 1")
     put("epochs", 200, False, "inferred: the rate decays last at 150, noise ends at a quarter")
-    put("seeds", (0, 1, 2), True, "three seeds, caption of Table 2; which ones was chosen")
+    say("seeds", True, "their number: caption of Table 2")
     small, decay, source = SMALL[row]
     put("momentum", 0.9, False, source)
     put("weight_decay", decay, False, source)
@@ -121,8 +124,8 @@ def recipe(row, regime):
         else:
             put("warmup_epochs", 10, warm, "A.7" if warm else "as for LB, A.7")
     named = regime in {"lb", "lb-diagonal"}
-    put("decay_epochs", (100.0, 150.0), named, "A.7" if named else "as for LB, A.7")
-    put("decay_factor", 0.1, named, "A.7" if named else "as for LB, A.7")
+    say("decay_epochs", named, "A.7" if named else "as for LB, A.7")
+    say("decay_factor", named, "A.7" if named else "as for LB, A.7")
     if regime == "batch-change":
         put("small_learning_rate", small, False, f"that of SB: {source}")
         put("small_epochs", 50, True, "A.8")

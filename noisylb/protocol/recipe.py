@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from noisylb.protocol.options import Options
+from noisylb.protocol.options import DECAY_FACTOR, DECAYS, Options
+
+SEEDS = 3  # runs of each cell whose accuracies the paper averages
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Source:
 class Recipe:
     """One cell of Tables 2 and 3: all that its training depends on, as plain data.
 
-    Times are in epochs. What a regime does not have is `None`.
+    Times are in epochs. What a regime does not have is `None`. All recipes are trained by SGD, and
+    their learning rates fall as `DECAYS` and `DECAY_FACTOR` say.
 
     Args:
         row: name of the data set and model, such as "cifar10-resnet44".
@@ -41,16 +44,12 @@ class Recipe:
         small_batch_size: M_S.
         large_batch_size: M_L.
         ghost_batch_size: examples whose statistics batch normalisation takes together.
-        optimizer: "sgd" or "adamw".
         momentum: of SGD.
-        weight_decay: what SGD's gradient has of the weights added to it; of AdamW, the decoupled
-            decay.
+        weight_decay: factor of the weights that are added to the gradient.
         learning_rate: the peak.
         small_learning_rate: that of SB, for a regime that changes from small batches to large ones
             or whose noise is matched to it.
         warmup_epochs: length of the linear warm-up.
-        decay_epochs: when the learning rate is multiplied by `decay_factor`.
-        decay_factor: that factor.
         small_epochs: epochs with the small batch of a regime that changes to the large one.
         noise_epochs: epochs after which the noise stops.
         estimator: how the Fisher is estimated.
@@ -66,11 +65,7 @@ class Recipe:
         validation_fraction: part of the training set that is held out, and reported on in place of
             the test set, while something is tuned.
         epochs: of the training.
-        seeds: of the runs that are averaged.
-        sources: a `Source` for every field that is not `None`, names apart.
-
-    Raises:
-        ValueError: for a schedule that the trainer of `runs` does not have.
+        sources: a `Source` for every entry of `described`, names apart.
 
     Example:
     ```python
@@ -92,11 +87,7 @@ class Recipe:
     weight_decay: float
     learning_rate: float
     warmup_epochs: float
-    decay_epochs: tuple
-    decay_factor: float
     epochs: int
-    seeds: tuple
-    optimizer: str = "sgd"
     train_size: int | None = None
     small_learning_rate: float | None = None
     small_epochs: float | None = None
@@ -112,17 +103,7 @@ class Recipe:
     validation_freq: int | None = None
     label: str | None = None
     validation_fraction: float | None = None
-    sources: tuple = ()
-
-    def __post_init__(self):
-        schedule = (self.decay_epochs, self.decay_factor)
-        expected = ((self.epochs / 2, self.epochs * 3 / 4), 0.1)
-        if schedule != expected:
-            raise ValueError(
-                f"A recipe of {self.epochs} epochs received (decay_epochs, decay_factor)="
-                f"{schedule}, expected {expected}: the trainer decays at a half and three "
-                "quarters. Change them together."
-            )
+    sources: tuple = field(default=(), compare=False)
 
     @property
     def name(self):
@@ -130,24 +111,20 @@ class Recipe:
         return "/".join(filter(None, (self.row, self.regime, self.label)))
 
     def to_dict(self):
-        """The recipe as plain data that JSON keeps as it is."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        values["sources"] = [dataclasses.asdict(source) for source in self.sources]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        """What the training depends on, as plain data that JSON keeps as it is."""
+        values = dataclasses.asdict(self)
+        del values["sources"]
+        return {name: value for name, value in values.items() if value is not None}
 
-    @classmethod
-    def from_dict(cls, values):
-        """The recipe of a dictionary that `to_dict` made.
-
-        Args:
-            values: that dictionary.
-
-        Returns:
-            A `Recipe`.
-        """
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        sources = tuple(Source(**source) for source in values.pop("sources"))
-        return cls(**values, sources=sources)
+    def described(self):
+        """The values of `to_dict`, and those that all recipes share."""
+        return {
+            **self.to_dict(),
+            "optimizer": "sgd",
+            "decay_epochs": tuple(part * self.epochs for part in DECAYS),
+            "decay_factor": DECAY_FACTOR,
+            "seeds": SEEDS,
+        }
 
     def options(self, seed, **settings):
         """The recipe as the trainer's options.
@@ -169,10 +146,6 @@ class Recipe:
             )
             if getattr(self, name) is not None
         }  # fmt: skip
-        # The gradient of l2 |w|² is 2 l2 w.
-        decay = {"weight_decay" if self.optimizer == "adamw" else "l2": self.weight_decay}
-        if "l2" in decay:
-            decay["l2"] /= 2
         rates = {"sb": self.small_learning_rate, self.regime: self.learning_rate}
         return Options(
             regimes=self.regime,
@@ -182,12 +155,11 @@ class Recipe:
             small_batch_size=self.small_batch_size,
             epochs=self.epochs,
             learning_rate=",".join(f"{n}={rate!r}" for n, rate in rates.items() if rate),
-            optimizer=self.optimizer,
             momentum=self.momentum,
             warmup_fraction=self.warmup_epochs / self.epochs,
             noise_fraction=part / self.epochs,
             ghost_batch_size=self.ghost_batch_size,
-            **decay,
+            l2=self.weight_decay / 2,  # the gradient of l2 |w|² is 2 l2 w
             augment=self.augment,
             train_size=self.train_size,
             validation_fraction=self.validation_fraction or 0.0,
@@ -236,7 +208,6 @@ class Scale:
             recipe,
             **scaled,
             epochs=epochs,
-            decay_epochs=(epochs / 2, epochs * 3 / 4),
             train_size=self.train_size or recipe.train_size,
         )
 

@@ -9,8 +9,6 @@ import random
 
 from noisylb.protocol.recipe import Recipe
 
-SEEDS = (0, 1, 2, 3, 4)
-
 
 def label(rate, conv, multiplier, noise_fraction, decay, default_decay):
     """The label of a recipe.
@@ -88,7 +86,6 @@ def setting(row, model, dataset, epochs, small, large, **more):
         "row": row, "model": model, "dataset": dataset, "epochs": epochs, "augment": False,
         "small_batch_size": small, "large_batch_size": large, "ghost_batch_size": small,
         "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 0.05 * epochs,
-        "decay_epochs": (epochs / 2, epochs * 3 / 4), "decay_factor": 0.1, "seeds": SEEDS,
         "validation_freq": max(1, epochs // 10), **more,
     }  # fmt: skip
 

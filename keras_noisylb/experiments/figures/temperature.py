@@ -8,11 +8,10 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures.style import grid_of_axes
-from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
+from keras_noisylb.experiments.queue.run import KEYS, RUN, Run, recipe_of
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.experiments.tables import small
-from noisylb.protocol.recipe import Recipe
 
 __all__ = ["CompareError", "make"]
 
@@ -39,7 +38,8 @@ def make(tables, output, command, say):
     for path in sorted((pathlib.Path(tables) / "small" / ROW).glob(f"*/{RUN}")):
         record = records.read_json(path, KEYS, say)
         if record is not None:
-            runs.append(Run(Recipe.from_dict(record["config"]), path.parent))
+            config = record["config"]
+            runs.append(Run(recipe_of(config), tuple(config["seeds"]), path.parent))
             found.append(record)
     lines = small.summarize(runs, found)
     lines = [line for line in lines if line["temperature"] and line["test"] is not None]

@@ -22,7 +22,7 @@ from keras_noisylb import data as data_sets
 from keras_noisylb.experiments import records, splits
 from keras_noisylb.experiments.journal import HISTORY
 from keras_noisylb.experiments.problem import builder
-from keras_noisylb.experiments.queue.run import RUN
+from keras_noisylb.experiments.queue.run import RUN, recipe_of
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.experiments.train import compiled, train_run
 from noisylb.protocol.recipe import Recipe
@@ -53,8 +53,7 @@ def train(folder, settings):
     began = time.perf_counter()
     folder = pathlib.Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    recipe = Recipe.from_dict(config["options"])
-    (seed,) = recipe.seeds
+    recipe, (seed,) = recipe_of(config["options"]), config["options"]["seeds"]
     options = recipe.options(seed, **json.loads(settings))
     regime, rate = choose(options)[recipe.regime]
     split = splits.load(options)
@@ -93,11 +92,11 @@ def search(folder, settings, max_trials):
 
     folder, settings = pathlib.Path(folder), json.loads(settings)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]
-    parts = config.pop("parts")
-    recipe = Recipe.from_dict(config)
-    found = searching.run(folder, recipe, parts, int(max_trials), settings)
+    found = searching.run(
+        folder, recipe_of(config), config["parts"], config["seeds"], int(max_trials), settings
+    )
     record = {
-        "config": {**config, "parts": parts},
+        "config": config,
         "versions": records.versions(),
         "device": device(),
         "num_microbatches": settings.get("num_microbatches"),
@@ -124,7 +123,7 @@ def measure(text):
     Args:
         text: a `Recipe`, as JSON.
     """
-    recipe = Recipe.from_dict(json.loads(text))
+    recipe = Recipe(**json.loads(text))
     options = recipe.options(0)
     regime, rate = choose(options)[recipe.regime]
     found = data_sets.info(recipe.dataset)

@@ -24,16 +24,31 @@ def examples(recipe):
     return recipe.train_size or round(whole * (1 - (recipe.validation_fraction or 0)))
 
 
+def recipe_of(config):
+    """The recipe of a run.
+
+    Args:
+        config: its `Run.config`, as its `config.json` holds it.
+
+    Returns:
+        A `Recipe`.
+    """
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    return Recipe(**{name: value for name, value in config.items() if name in names})
+
+
 @dataclass(frozen=True)
 class Run:
     """A recipe with one seed, in a folder of its own.
 
     Args:
-        recipe: a scaled `Recipe` of one seed.
+        recipe: a scaled `Recipe`.
+        seeds: tuple of the one seed.
         folder: `pathlib.Path`.
     """
 
     recipe: Recipe
+    seeds: tuple
     folder: pathlib.Path
     job = "train"  # of the worker
     unit = "epochs"
@@ -51,16 +66,14 @@ class Run:
         Returns:
             A `Run`.
         """
-        # Where the values are from does not change a run.
-        one = dataclasses.replace(recipe, seeds=(seed,), sources=())
         name = "-".join(filter(None, (recipe.regime, recipe.label)))
-        return cls(one, output / recipe.row / f"{name}{label}-seed{seed}")
+        return cls(recipe, (seed,), output / recipe.row / f"{name}{label}-seed{seed}")
 
     @property
     def title(self):
         """What the run is called."""
         tuned = f", rate {self.recipe.learning_rate:g}" * bool(self.recipe.validation_fraction)
-        return f"{self.recipe.name}{tuned}, seed {self.recipe.seeds[0]}"
+        return f"{self.recipe.name}{tuned}, seed {self.seeds[0]}"
 
     @property
     def arguments(self):
@@ -86,7 +99,7 @@ class Run:
     @property
     def config(self):
         """What it depends on, as plain data."""
-        return self.recipe.to_dict()
+        return {**self.recipe.to_dict(), "seeds": list(self.seeds)}
 
     def finished(self):
         """Whether there is a record, which may turn out to be damaged."""

@@ -19,13 +19,11 @@ def temperature(recipe):
     """The temperature of a recipe at its peak rate; of BatchChange, that of its small batches.
 
     Args:
-        recipe: a `Recipe` of SGD.
+        recipe: a `Recipe`.
 
     Returns:
-        A float, or `None` for AdamW, whose rate has another meaning.
+        A float.
     """
-    if recipe.optimizer != "sgd":
-        return None
     small, large = recipe.small_batch_size, recipe.large_batch_size
     if REGIMES[recipe.regime].batch == "change":
         return noise_temperature(recipe.small_learning_rate, small, momentum=recipe.momentum)
@@ -133,7 +131,6 @@ def cells(lines):
     )  # fmt: skip
     rows = []
     for line in lines:
-        temperature = line["temperature"]
         gain = shown(line["gain"], "+.2f")
         if line["gain_se"] is not None:
             gain += f" ± {line['gain_se']:.2f}"
@@ -144,7 +141,7 @@ def cells(lines):
             line["row"], line["title"], f"{line['rate']:g}",
             shown(line["multiplier"], "g"), shown(line["noise_part"], "g"),
             f"{line['weight_decay']:g}",
-            shown(None if temperature is None else 1e3 * temperature, ".3g"), seeds,
+            f"{1e3 * line['temperature']:.3g}", seeds,
             shown(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
             gain, shown(line["paired_p"], ".2g"),
         ))  # fmt: skip

@@ -10,10 +10,9 @@ import numpy as np
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.queue import plan
-from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
+from keras_noisylb.experiments.queue.run import KEYS, RUN, Run, recipe_of
 from keras_noisylb.experiments.records import CompareError
 from noisylb.protocol.paper import RECIPES
-from noisylb.protocol.recipe import Recipe
 
 HELD_OUT = 1 / 6  # of the training set: 10,000 of MNIST's 60,000 images
 
@@ -103,21 +102,20 @@ def finished(folder, scale, say):
         and left out.
     """
 
-    def of_today(config):
-        # Not by `Recipe.from_dict`: the fields may be those of another version.
+    def of_today(config, path):
+        # Its fields may be those of another version, so only its name and its rate are taken.
         recipe = RECIPES.get(f"{config.get('row')}/{config.get('regime')}")
         if recipe is None:
             return {}
         recipe = tried(scale.apply(recipe), config.get("learning_rate"))
-        seeds = tuple(config.get("seeds", ()))
-        return dataclasses.replace(recipe, seeds=seeds, sources=()).to_dict()
+        return Run(recipe, config.get("seeds", ()), path.parent).config
 
     found = []
     for path in sorted(folder.glob(f"*/*/{RUN}")):
         record = records.read_json(path, KEYS, say)
         if record is None:
             continue
-        if record["config"] == of_today(record["config"]):
+        if record["config"] == of_today(record["config"], path):
             found.append(record)
         else:
             say(f"{path} is of a recipe that was changed or renamed since: left out.")
@@ -135,7 +133,7 @@ def summarize(found):
     """
     cells = {}
     for record in found:
-        recipe, metrics = Recipe.from_dict(record["config"]), record["metrics"]
+        recipe, metrics = recipe_of(record["config"]), record["metrics"]
         accuracy = None if metrics["diverged_epoch"] else metrics["test_accuracy"]
         rates = cells.setdefault(recipe.name, {})
         rates.setdefault(recipe.learning_rate, []).append(accuracy)

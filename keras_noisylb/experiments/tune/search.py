@@ -20,6 +20,7 @@ from keras_noisylb.experiments.tune import rates
 from keras_noisylb.training.model import NoisyModel
 from keras_noisylb.tuning import NoisyHyperModel, results
 from keras_noisylb.tuning.space import value_of
+from noisylb.protocol.options import DECAY_FACTOR
 
 RECORD = "search.json"
 KEYS = ("config", "versions", "device", "max_trials", "trials")
@@ -57,18 +58,19 @@ def choices(recipe):
     return {name: tuple(dict.fromkeys(values)) for name, values in found.items()}
 
 
-def hypermodel(recipe, parts, settings):
+def hypermodel(recipe, parts, seeds, settings):
     """The search space around a recipe.
 
     Args:
         recipe: a scaled `Recipe`.
         parts: names of the parts that are searched; the others keep the recipe's value.
+        seeds: of every trial.
         settings: dictionary of the arguments of `Recipe.options`.
 
     Returns:
         A `NoisyHyperModel`.
     """
-    options, regime = recipe.options(recipe.seeds[0], **settings), REGIMES[recipe.regime]
+    options, regime = recipe.options(seeds[0], **settings), REGIMES[recipe.regime]
     found = data_sets.info(recipe.dataset)
     build = builder(options, found.num_classes, splits.image_shape(options))
     large = regime.batch == "large"
@@ -87,21 +89,22 @@ def hypermodel(recipe, parts, settings):
     return NoisyHyperModel(
         lambda hp: NoisyModel(build(), options.num_microbatches) if in_microbatches else build(),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        seeds=recipe.seeds,
+        seeds=tuple(seeds),
         noise={recipe.regime: noise} if regime.make_noise else "none",
         large_batch_size=recipe.large_batch_size if large else recipe.small_batch_size,
-        decay_factor=recipe.decay_factor,
+        decay_factor=DECAY_FACTOR,
         **{name: part for name, part in space.items() if name in OF_TRAINING},
     )
 
 
-def run(folder, recipe, parts, max_trials, settings):
+def run(folder, recipe, parts, seeds, max_trials, settings):
     """Search at random, or continue a search.
 
     Args:
         folder: `pathlib.Path` of the search.
         recipe: a scaled `Recipe`.
         parts: names of the parts that are searched.
+        seeds: of every trial.
         max_trials: number of trials, those of earlier calls included.
         settings: dictionary of the arguments of `Recipe.options`.
 
@@ -112,9 +115,9 @@ def run(folder, recipe, parts, max_trials, settings):
         ValueError: if the recipe cannot be trained.
         OSError: if the data cannot be read or the results not be written.
     """
-    split = splits.load(recipe.options(recipe.seeds[0], **settings))
+    split = splits.load(recipe.options(seeds[0], **settings))
     tuner = keras_tuner.RandomSearch(
-        hypermodel(recipe, parts, settings),
+        hypermodel(recipe, parts, seeds, settings),
         objective="val_accuracy",
         max_trials=max_trials,
         seed=1,  # KerasTuner takes 0 for none
@@ -146,7 +149,8 @@ class Search(Run):
     """A search around a recipe, in a folder of its own.
 
     Args:
-        recipe: a `Recipe` with the seeds of every trial, scaled.
+        recipe: a scaled `Recipe`.
+        seeds: of every trial.
         folder: `pathlib.Path`.
         parts: names of the parts that are searched.
         max_trials: number of trials.
@@ -167,7 +171,7 @@ class Search(Run):
 
     @property
     def trainings(self):
-        return self.max_trials * len(self.recipe.seeds)
+        return self.max_trials * len(self.seeds)
 
     @property
     def length(self):
@@ -175,7 +179,7 @@ class Search(Run):
 
     @property
     def config(self):
-        return {**self.recipe.to_dict(), "parts": list(self.parts)}
+        return {**super().config, "parts": list(self.parts)}
 
     def finished(self):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -236,11 +240,7 @@ def searches(table, scale, output, rows, regimes, seeds, parts, max_trials):
                 f"--parts received {parts!r}, of which {recipe.name} has none, expected some of "
                 f"{', '.join(choices(recipe))}. Change --parts or --regimes."
             )
-        recipe = dataclasses.replace(
-            rates.tried(recipe, recipe.learning_rate),
-            seeds=tuple(plan.seed_range(seeds)),
-            sources=(),
-        )
+        recipe = rates.tried(recipe, recipe.learning_rate)
         folder = pathlib.Path(output) / scale.name / recipe.row / f"{recipe.regime}-search"
-        found.append(Search(recipe, folder, wanted, max_trials))
+        found.append(Search(recipe, tuple(plan.seed_range(seeds)), folder, wanted, max_trials))
     return found
