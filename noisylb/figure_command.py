@@ -7,19 +7,18 @@ import typer
 from rich.console import Console
 
 from noisylb.app import app, fail, work
-from noisylb.protocol.figures import FIGURES, PRESETS
+from noisylb.protocol.figures import FIGURES, PRESETS, FigureSetup
 
-TEMPERATURE = "temperature"
+TABLES = FigureSetup.tables
 
 
 @app.command("figure")
 def figure(
-    number: Annotated[
+    name: Annotated[
         str,
         typer.Argument(
             metavar="FIGURE",
-            help="; ".join(f"{name}: {what}" for name, what in FIGURES.items())
-            + f"; {TEMPERATURE}: accuracy against temperature, of `noisylb table small`",
+            help="; ".join(f"{name}: {figure.shows}" for name, figure in FIGURES.items()),
         ),
     ],
     preset: Annotated[
@@ -37,7 +36,7 @@ def figure(
     ] = None,
     tables: Annotated[
         str, typer.Option(help="Output folder of `noisylb table small`, for figure temperature.")
-    ] = "results/tables",
+    ] = TABLES,
     output: Annotated[
         str | None,
         typer.Option(
@@ -47,46 +46,29 @@ def figure(
     ] = None,
 ):
     """Repeat a figure of the paper: picture, numbers, and whether its claims are seen."""
-    if number == TEMPERATURE:
-        draw_temperature(tables, output or "results/figure-temperature")
-        return
-    for flag, value, choices in (("FIGURE", number, FIGURES), ("--preset", preset, PRESETS)):
+    for flag, value, choices in (("FIGURE", name, FIGURES), ("--preset", preset, PRESETS)):
         if value not in choices:
             fail(f"{flag} received {value!r}, expected one of {', '.join(choices)}. Change {flag}.")
-    output = output or f"results/figure{number}-{preset}"
-    chosen = PRESETS[preset]
+    module = FIGURES[name].module
+    output = output or f"results/{module}-{preset}"
     try:
         options = dataclasses.replace(
-            chosen.options, seeds=seeds, data_dir=data_dir, output=output, quiet=True
+            PRESETS[preset], seeds=seeds, data_dir=data_dir, output=output, quiet=True
         )
     except ValueError as error:
         fail(error)
-    chosen = dataclasses.replace(chosen, options=options)
-    command = f"noisylb figure {number} --preset {preset} --seeds {seeds}"
-
+    command = f"noisylb figure {name} --preset {preset} --seeds {seeds}"
+    if tables != TABLES:
+        command += f" --tables {tables}"
     console = Console(highlight=False)
 
-    def make(published):
-        for claim in published.make(number, chosen, command, typer.echo)["claims"]:
+    def make(figures):
+        size = getattr(figures.module_of(name), "SIZES", {}).get(preset, {})
+        setup = FigureSetup(options, size, tables)
+        for claim in figures.make(name, setup, command, typer.echo)["claims"]:
             text = f"{claim['claim']} Seen: {claim['seen']}. {claim['found']}"
             # Between words in a terminal, one line for each claim in a file.
             console.print(text, markup=False, soft_wrap=not console.is_terminal)
-        typer.echo(f"Picture and numbers: {output}/figure{number}.png, .svg, .json")
+        typer.echo(f"Picture and numbers: {output}/{module}.png, .svg, .json")
 
     work("figures.make", make, output)
-
-
-def draw_temperature(tables, output):
-    """Draw the figure that needs no training of its own.
-
-    Args:
-        tables: folder of the finished runs.
-        output: folder of the picture.
-    """
-    command = f"noisylb figure {TEMPERATURE} --tables {tables}"
-
-    def make(temperature):
-        count = len(temperature.make(tables, output, command, typer.echo)["numbers"])
-        typer.echo(f"{count} recipes. Picture and numbers: {output}/temperature.png, .svg, .json")
-
-    work("figures.temperature", make, output)

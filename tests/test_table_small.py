@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from keras_noisylb.experiments.queue import plan
 from keras_noisylb.experiments.queue.run import RUN
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.experiments.tables import small as small_table
+from keras_noisylb.experiments.tables.text import to_csv
 from noisylb.main import app
 from noisylb.protocol.recipe import WHOLE, Recipe
 from noisylb.protocol.small import POINTS, RESNET8, SMALL, heated
@@ -112,7 +114,7 @@ def test_the_table_against_scipy(tmp_path):
     assert line["paired_p"] == pytest.approx(paired)
     assert line["welch_p"] == pytest.approx(welch.pvalue)
     assert lines["lb"]["gain"] is None and lines["lb-diagonal-split"]["test"] is None
-    rows = list(csv.DictReader(io.StringIO(small_table.to_csv(list(lines.values())))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(small_table.FIELDS, list(lines.values())))))
     assert [row["regime"] for row in rows] == list(lines)
 
 
@@ -137,12 +139,16 @@ def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
     assert not (tmp_path / "picture").exists()
     finished(tmp_path, {"lb": [0.5, 0.6, 0.7], "lb-full-split": [0.7, 0.8, None]})
     assert figure().exit_code == 0
-    numbers = json.loads((tmp_path / "picture" / "temperature.json").read_text())["numbers"]
-    assert [(line["regime"], line["seeds"]) for line in numbers] == [
-        ("lb", 3),
-        ("lb-full-split", 2),
-    ]
-    assert (tmp_path / "picture" / "temperature.png").stat().st_size > 10_000
+    path = tmp_path / "picture" / "figure_temperature.json"
+
+    def drawn():
+        lines = json.loads(path.read_text())["numbers"]["lines"]
+        return [(line["regime"], line["seeds"]) for line in lines]
+
+    assert drawn() == [("lb", 3), ("lb-full-split", 2)]
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    shutil.rmtree(tmp_path / "small" / "cifar10-small" / "lb-rate0.4-seed0")
+    assert figure().exit_code == 0 and drawn() == [("lb", 2), ("lb-full-split", 2)]
 
 
 def test_labels_are_of_small_alone():

@@ -1,4 +1,4 @@
-"""Figure 1: the noise of one step in a regression of two parameters, over the loss' contours.
+"""Figure 1: noise of one step in a regression of two parameters.
 
 ℓ_i(θ) = ½ (x_iᵀ θ − y_i)², so g_i = (x_iᵀ θ − y_i) x_i and everything but the dots is exact.
 """
@@ -8,6 +8,7 @@ import numpy as np
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.quadratic import noise_factor
 
+SIZES = {"quick": {}, "paper": {}}
 EXAMPLES, SMALL, SIGMA, STEP_SIZE = 512, 8, 0.1, 0.5
 CURVATURES, ANGLE, TARGET_NOISE, EXCESS_LOSS = (1.0, 0.1), np.pi / 6, 0.3, 0.5
 SHOWN, MEASURED = 8, 64  # points of one contour
@@ -93,11 +94,11 @@ def alignment(gradient, covariance):
     return angle, normal @ covariance @ normal / np.trace(covariance)
 
 
-def compute(preset, folder, say):
+def compute(setup, folder, say):
     """The numbers of the figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: not used: there is nothing to continue.
         say: function that prints a line.
 
@@ -105,7 +106,7 @@ def compute(preset, folder, say):
         Dictionary of plain data.
     """
     seeds = {}
-    for seed in preset.options.seed_list:
+    for seed in setup.options.seed_list:
         x, y = examples(seed)
         found = {name: {"angle": [], "along_normal": [], "trace": []} for name in TITLES}
         for theta in contour(x, y, MEASURED):

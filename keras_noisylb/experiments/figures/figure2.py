@@ -1,4 +1,4 @@
-"""Figure 2: the variance of one update's gradient, layer by layer, at a frozen network."""
+"""Figure 2: variance of the gradient, layer by layer, of a frozen network."""
 
 import dataclasses
 
@@ -11,6 +11,8 @@ from keras_noisylb.experiments.figures import training
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.experiments.regimes import REGIMES
 
+# Epochs of SB after which the network is frozen, and gradients of each regime.
+SIZES = {"quick": {"partly": 3, "draws": 24}, "paper": {"partly": 20, "draws": 100}}
 NAMES = (
     "lb", "sb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
     "lb-diagonal-a5",
@@ -18,19 +20,19 @@ NAMES = (
 SHOWN = 4  # layers in the picture, spread over the depth as the paper's
 
 
-def compute(preset, folder, say):
+def compute(setup, folder, say):
     """The numbers of the figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: `pathlib.Path` of what is finished.
         say: function that prints a line.
 
     Returns:
         Dictionary of plain data.
     """
-    split, seeds = training.load(preset), {}
-    options = dataclasses.replace(preset.options, epochs=preset.partly, quiet=True)
+    split, seeds = training.load(setup.options), {}
+    options = dataclasses.replace(setup.options, epochs=setup.size["partly"], quiet=True)
     for seed in options.seed_list:
         run, record, _ = training.trained(folder, "sb", options, seed, split, say)
         model = keras.saving.load_model(run / "model.keras")
@@ -39,30 +41,30 @@ def compute(preset, folder, say):
             path = run / f"variance-{name}.json"
             found[name] = records.read_json(path, ("layers",), say)
             if found[name] is None:
-                found[name] = measure(model, name, preset, split, seed)
+                found[name] = measure(model, name, setup, split, seed)
                 records.write_json(path, found[name])
             say(f"{training.title(name)}, seed {seed}: {found[name]['variance']:.3g}")
         seeds[str(seed)] = {"train_accuracy": record["train_accuracy"], "regimes": found}
     return {
-        "seeds": seeds, "draws": preset.draws, "small_batch_size": options.small_batch_size,
-        "large_batch_size": options.large_batch_size, "epochs": preset.partly,
+        "seeds": seeds, "draws": setup.size["draws"], "small_batch_size": options.small_batch_size,
+        "large_batch_size": options.large_batch_size, "epochs": setup.size["partly"],
     }  # fmt: skip
 
 
-def measure(model, name, preset, split, seed):
+def measure(model, name, setup, split, seed):
     """The variance of one regime's gradient.
 
     Args:
         model: the frozen network.
         name: of the regime.
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         split: the data.
         seed: of minibatches and noise.
 
     Returns:
         Dictionary of plain data, with one number for each kernel.
     """
-    options = preset.options
+    options = setup.options
     regime = REGIMES[name]
     small = regime.batch == "small"
     result = gradient_variance(
@@ -73,7 +75,7 @@ def measure(model, name, preset, split, seed):
         batch_size=options.small_batch_size if small else options.large_batch_size,
         noise=regime.noise(options),
         # A small batch is cheap, and its variance is what the others are divided by.
-        draws=preset.draws * (4 if small else 1),
+        draws=setup.size["draws"] * (4 if small else 1),
         seed=seed,
         num_microbatches=1 if small else options.num_microbatches or 1,
         verbose=0,

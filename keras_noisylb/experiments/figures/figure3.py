@@ -1,4 +1,4 @@
-"""Figure 3: the training error per update, with the same learning rate for every regime."""
+"""Figure 3: training error per update, with the same learning rate for every regime."""
 
 import dataclasses
 
@@ -8,28 +8,33 @@ from keras_noisylb.experiments.figures import training
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.experiments.regimes import REGIMES
 
+# Updates of each regime, updates between two points and checkpoints, and the learning rate.
+SIZES = {
+    "quick": {"updates": 240, "every": 8, "rate": 0.1},
+    "paper": {"updates": 6000, "every": 12, "rate": 1.6},
+}
 NAMES = (
     "sb", "lb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
     "lb-diagonal-a5",
 )  # fmt: skip
 
 
-def compute(preset, folder, say):
+def compute(setup, folder, say):
     """The numbers of the figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: `pathlib.Path` of what is finished.
         say: function that prints a line.
 
     Returns:
         Dictionary of plain data.
     """
-    split = training.load(preset)
+    split = training.load(setup.options)
     options = dataclasses.replace(
-        preset.options,
-        epochs=preset.updates // preset.every,  # an epoch is `every` updates here
-        learning_rate=str(preset.rate),
+        setup.options,
+        epochs=setup.size["updates"] // setup.size["every"],  # an epoch is `every` updates here
+        learning_rate=str(setup.size["rate"]),
         noise_fraction=1.0,
         quiet=True,
     )
@@ -38,7 +43,7 @@ def compute(preset, folder, say):
         for name in NAMES:
             small = REGIMES[name].batch == "small"
             size = options.small_batch_size if small else options.large_batch_size
-            view = training.EqualUpdates.of(split, size, preset.every)
+            view = training.EqualUpdates.of(split, size, setup.size["every"])
             _, record, history = training.trained(folder, name, options, seed, view, say)
             errors = [100 * (1 - epoch["accuracy"]) for epoch in history["epochs"]]
             say(f"  training error {errors[-1]:.1f} %")
@@ -50,8 +55,8 @@ def compute(preset, folder, say):
                 "diverged": record["diverged_epoch"] is not None,
             })
     return {
-        "regimes": regimes, "every": preset.every, "rate": preset.rate,
-        "updates": preset.updates, "small_batch_size": options.small_batch_size,
+        "regimes": regimes, "every": setup.size["every"], "rate": setup.size["rate"],
+        "updates": setup.size["updates"], "small_batch_size": options.small_batch_size,
         "large_batch_size": options.large_batch_size,
     }  # fmt: skip
 

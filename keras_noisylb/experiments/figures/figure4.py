@@ -1,10 +1,11 @@
-"""Figure 4: full against diagonal Fisher noise on a quadratic of two parameters, in many runs."""
+"""Figure 4: full against diagonal noise on a quadratic of two parameters."""
 
 import numpy as np
 
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.quadratic import Quadratic, noise_factor
 
+SIZES = {"quick": {"runs": 1000}, "paper": {"runs": 1000}}  # of each seed
 HESSIAN = ((2.0, 1.5), (1.5, 2.0))
 STEP_SIZE, STEPS, EVERY = 0.1, 500, 10
 SHOWN = 81  # points of the mean loss, which hardly changes afterwards
@@ -65,11 +66,11 @@ def measure(structure, start, runs, seed, steps=STEPS):
     }
 
 
-def compute(preset, folder, say):
+def compute(setup, folder, say):
     """The numbers of the figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: not used: there is nothing to continue.
         say: function that prints a line.
 
@@ -79,15 +80,15 @@ def compute(preset, folder, say):
     seeds = {
         str(seed): {
             place: {
-                structure: measure(structure, start, preset.runs, (seed, number))
+                structure: measure(structure, start, setup.size["runs"], (seed, number))
                 for number, structure in enumerate(LOOKS)
             }
             for place, start in STARTS.items()
         }
-        for seed in preset.options.seed_list
+        for seed in setup.options.seed_list
     }
-    say(f"{preset.runs} runs of {STEPS} updates for each of {len(seeds)} seeds")
-    return {"seeds": seeds, "runs": preset.runs, "step_size": STEP_SIZE, "hessian": HESSIAN}
+    say(f"{setup.size['runs']} runs of {STEPS} updates for each of {len(seeds)} seeds")
+    return {"seeds": seeds, "runs": setup.size["runs"], "step_size": STEP_SIZE, "hessian": HESSIAN}
 
 
 def lead(numbers, place, level):

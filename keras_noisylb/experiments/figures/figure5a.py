@@ -1,4 +1,4 @@
-"""Figure 5a: Frobenius norms of the full and of the diagonal Fisher along the training of LB."""
+"""Figure 5a: Frobenius norms of the full and the diagonal Fisher along the training of LB."""
 
 import dataclasses
 import math
@@ -12,36 +12,42 @@ from keras_noisylb.experiments.figures import training
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.training.model import NoisyModel
 
+# Epochs after which the norms are measured, and the number of examples of the Fisher.
+SIZES = {
+    "quick": {"measured_epochs": (0, 1, 2, 5, 10, 15, 20), "fisher_examples": 512},
+    "paper": {
+        "measured_epochs": (0, 1, 2, 5, 10, *range(20, 201, 20)),
+        "fisher_examples": 1024,
+    },
+}
 NORMS = ("full", "diagonal", "trace")
 LOOKS = {"full": ("#D55E00", "--", "s"), "diagonal": ("#0072B2", "-", "o")}
 
 
-def compute(preset, folder, say):
+def compute(setup, folder, say):
     """The numbers of the figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: `pathlib.Path` of what is finished.
         say: function that prints a line.
 
     Returns:
         Dictionary of plain data.
     """
-    split = training.load(preset)
-    seeds = {
-        str(seed): along(preset, folder, split, seed, say) for seed in preset.options.seed_list
-    }
+    split = training.load(setup.options)
+    seeds = {str(seed): along(setup, folder, split, seed, say) for seed in setup.options.seed_list}
     return {
-        "seeds": seeds, "epochs": list(preset.measured_epochs),
-        "examples": preset.fisher_examples, "all_epochs": preset.options.epochs,
+        "seeds": seeds, "epochs": list(setup.size["measured_epochs"]),
+        "examples": setup.size["fisher_examples"], "all_epochs": setup.options.epochs,
     }  # fmt: skip
 
 
-def along(preset, folder, split, seed, say):
+def along(setup, folder, split, seed, say):
     """The norms of one training.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: `pathlib.Path` of the figure.
         split: the data.
         seed: of weights and data.
@@ -54,21 +60,21 @@ def along(preset, folder, split, seed, say):
         CompareError: if LB diverges, or was trained without being measured.
     """
     # The accuracy is not of interest: it is looked at once, at the end.
-    options = dataclasses.replace(preset.options, validation_freq=preset.options.epochs, quiet=True)
-    measure = MeasureNorms(folder / f"norms-seed{seed}.json", preset, split, say)
+    options = dataclasses.replace(setup.options, validation_freq=setup.options.epochs, quiet=True)
+    measure = MeasureNorms(folder / f"norms-seed{seed}.json", setup, split, say)
     run, record, _ = training.trained(folder, "lb", options, seed, split, say, [measure])
     if record["diverged_epoch"] is not None:
         raise records.CompareError(
             f"LB diverged at epoch {record['diverged_epoch']} with the learning rate "
             f"{record['learning_rate']:g}. Choose another --preset or other --seeds."
         )
-    missing = [epoch for epoch in preset.measured_epochs if str(epoch) not in measure.found]
+    missing = [epoch for epoch in setup.size["measured_epochs"] if str(epoch) not in measure.found]
     if missing:
         raise records.CompareError(
             f"{measure.path} lacks the norms of the epochs {missing}, but the training in {run} is "
             "finished. Remove that folder to train and measure again, or choose another --output."
         )
-    found = [measure.found[str(epoch)] for epoch in preset.measured_epochs]
+    found = [measure.found[str(epoch)] for epoch in setup.size["measured_epochs"]]
     return {name: [norms[name] for norms in found] for name in NORMS}
 
 
@@ -77,15 +83,15 @@ class MeasureNorms(keras.callbacks.Callback):
 
     Args:
         path: `pathlib.Path` of the file: by epoch, the norms by name.
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         split: the data.
         say: function that prints a line.
     """
 
-    def __init__(self, path, preset, split, say):
+    def __init__(self, path, setup, split, say):
         super().__init__()
-        self.path, self.preset, self.say = path, preset, say
-        size = min(preset.fisher_examples, len(split.x_train))
+        self.path, self.setup, self.say = path, setup, say
+        size = min(setup.size["fisher_examples"], len(split.x_train))
         self.x, self.y = split.x_train[:size], split.y_train[:size]
         self.found = records.read_json(path, (), say) or {}
 
@@ -103,7 +109,7 @@ class MeasureNorms(keras.callbacks.Callback):
         Args:
             epoch: number of finished epochs.
         """
-        if epoch not in self.preset.measured_epochs:
+        if epoch not in self.setup.size["measured_epochs"]:
             return
         network = self.model.model if isinstance(self.model, NoisyModel) else self.model
         norms = fisher_norms(network, training.LOSS, self.x, self.y, verbose=0)

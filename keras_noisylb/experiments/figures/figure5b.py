@@ -1,4 +1,4 @@
-"""Figure 5b: the largest eigenvalue of the Hessian at the end of training, after calibration."""
+"""Figure 5b: largest eigenvalue of the Hessian after training."""
 
 import dataclasses
 
@@ -11,50 +11,56 @@ from keras_noisylb.experiments.figures import training
 from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.experiments.regimes import REGIMES
 
+# Examples that the Hessian is of.
+SIZES = {"quick": {"hessian_examples": 1024}, "paper": {"hessian_examples": 4096}}
 NAMES = ("lb", "lb-diagonal", "lb-diagonal-split", "lb-diagonal-a5", "sb")
 TOLERANCE = 1e-2  # of an eigenvalue; seeds differ by more
 
 
-def compute(preset, folder, say):
+def compute(setup, folder, say):
     """The numbers of the figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         folder: `pathlib.Path` of what is finished.
         say: function that prints a line.
 
     Returns:
         Dictionary of plain data.
     """
-    split, regimes = training.load(preset), {name: [] for name in NAMES}
-    options = dataclasses.replace(preset.options, quiet=True)
+    split, regimes = training.load(setup.options), {name: [] for name in NAMES}
+    options = dataclasses.replace(setup.options, quiet=True)
     for seed in options.seed_list:
         for name in NAMES:
             run, record, _ = training.trained(folder, name, options, seed, split, say)
             path = run / "sharpness.json"
             found = records.read_json(path, ("eigenvalue",), say)
             if found is None:
-                found = measure(run, preset, split)
+                found = measure(run, setup, split)
                 records.write_json(path, found)
             accuracies = {key: record[key] for key in ("train_accuracy", "test_accuracy")}
             regimes[name].append({"seed": seed, **found, **accuracies})
             say(f"  largest eigenvalue {found['eigenvalue']:.3g}, T = {found['temperature']:.2f}")
-    return {"regimes": regimes, "examples": preset.hessian_examples, "epochs": options.epochs}
+    return {
+        "regimes": regimes,
+        "examples": setup.size["hessian_examples"],
+        "epochs": options.epochs,
+    }
 
 
-def measure(run, preset, split):
+def measure(run, setup, split):
     """The sharpness of a trained network.
 
     Args:
         run: `pathlib.Path` of its run.
-        preset: `noisylb.protocol.figures.Preset`.
+        setup: a `noisylb.protocol.figures.FigureSetup`.
         split: the data.
 
     Returns:
         Dictionary of plain data.
     """
     model = keras.saving.load_model(run / "model.keras")
-    size = min(preset.hessian_examples, len(split.x_train))
+    size = min(setup.size["hessian_examples"], len(split.x_train))
     result = sharpness(
         model,
         training.LOSS,

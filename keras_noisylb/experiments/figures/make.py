@@ -1,27 +1,40 @@
-"""The figures of the paper, repeated: for each a picture and the numbers behind it."""
+"""A figure is computed, or continued, and written."""
 
 import importlib
 import pathlib
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.records import CompareError
-
-__all__ = ["CompareError", "FIGURES", "make"]
-
-FIGURES = ("1", "2", "3", "4", "5a", "5b")
+from noisylb.protocol.figures import FIGURES
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed
 
 
-def make(number, preset, command, say):
-    """Compute one figure, or continue it, and write `figure<number>.png`, `.svg` and `.json`.
-
-    What was finished before in the same folder is used again, so an interrupted figure continues,
-    and a finished one is only drawn anew.
+def module_of(name):
+    """The module of a figure.
 
     Args:
-        number: "1", "2", "3", "4", "5a" or "5b".
-        preset: `noisylb.protocol.figures.Preset`; its options say the folder, `output`.
+        name: one of `FIGURES`.
+
+    Raises:
+        CompareError: if there is no such figure.
+    """
+    if name not in FIGURES:
+        raise CompareError(
+            f"FIGURE received {name!r}, expected one of {', '.join(FIGURES)}. Choose one of them."
+        )
+    return importlib.import_module(f"keras_noisylb.experiments.figures.{FIGURES[name].module}")
+
+
+def make(name, setup, command, say):
+    """Compute one figure, or continue it, and write its picture as PNG and SVG and its JSON.
+
+    The files have the name of the figure's module. What was finished before in the same folder is
+    used again, so an interrupted figure continues, and a finished one is only drawn anew.
+
+    Args:
+        name: one of `noisylb.protocol.figures.FIGURES`.
+        setup: a `noisylb.protocol.figures.FigureSetup`; its options say the folder, `output`.
         command: what it was asked for by, for the record.
         say: function that prints a line.
 
@@ -34,38 +47,44 @@ def make(number, preset, command, say):
 
     Example:
     ```python
-    from noisylb.protocol.figures import PRESETS
+    from noisylb.protocol.figures import PRESETS, FigureSetup
 
-    make("4", PRESETS["quick"], "", print)["claims"]
+    size = module_of("4").SIZES["quick"]
+    make("4", FigureSetup(PRESETS["quick"], size), "", print)["claims"]
     ```
     """
-    if number not in FIGURES:
-        raise CompareError(
-            f"FIGURE received {number!r}, expected one of {', '.join(FIGURES)}. Choose one of them."
-        )
-    figure = importlib.import_module(f"keras_noisylb.experiments.figures.figure{number}")
-    folder, options = pathlib.Path(preset.options.output), preset.resolved()
-    records.open_folder(folder, {"figure": number, **options}, UNCOMPARED)
-    path = folder / f"figure{number}.json"
-    found = records.read_json(path, ("numbers",), say)
-    numbers = found["numbers"] if found else None
-    if numbers is None:
+    figure = module_of(name)
+    of_tables = not hasattr(figure, "SIZES")
+    options = {} if of_tables else {**setup.options.resolved(), **setup.size}
+    folder = pathlib.Path(setup.options.output)
+    path = folder / f"{FIGURES[name].module}.json"
+
+    def compute():
         try:
-            numbers = records.rounded(records.plain(figure.compute(preset, folder, say)))
+            numbers = figure.compute(setup, folder, say)
         except ValueError as error:
             raise CompareError(str(error)) from error
-    else:
-        say("The numbers were computed before; only drawn again.")
+        numbers = records.rounded(records.plain(numbers))
+        return {"command": command, "versions": records.versions(), "numbers": numbers}
+
+    found = compute() if of_tables else None  # it writes nothing, and may find nothing to draw
+    records.open_folder(folder, {"figure": name, **options}, UNCOMPARED)
+    if not of_tables:
+        found = records.read_json(path, ("numbers",), say)
+        if found is None:
+            found = compute()
+        else:
+            say("The numbers were computed before; only drawn again.")
     result = {
-        "figure": number,
-        "command": found["command"] if found else command,
-        "options": {name: value for name, value in options.items() if name not in UNCOMPARED},
-        "versions": found["versions"] if found else records.versions(),
-        "claims": figure.verdict(numbers),
-        "numbers": numbers,
+        "figure": name,
+        "command": found["command"],
+        "options": {key: value for key, value in options.items() if key not in UNCOMPARED},
+        "versions": found["versions"],
+        "claims": figure.verdict(found["numbers"]),
+        "numbers": found["numbers"],
     }
     records.write_json(path, result, indent=None)
-    picture = figure.draw(numbers)
+    picture = figure.draw(found["numbers"])
     for kind in ("png", "svg"):
         with records.replacing(path.with_suffix(f".{kind}")) as temporary:
             picture.savefig(temporary, format=kind, dpi=110, bbox_inches="tight")

@@ -24,11 +24,11 @@ def title(name):
     return REGIMES[name].title()
 
 
-def load(preset):
-    """The data of a preset, reduced to its resolution.
+def load(options):
+    """The data of a figure.
 
     Args:
-        preset: `noisylb.protocol.figures.Preset`.
+        options: of the run.
 
     Returns:
         A `Split`.
@@ -37,12 +37,9 @@ def load(preset):
         CompareError: if they cannot be had.
     """
     try:
-        split, k = splits.load(preset.options), preset.pool
+        return splits.load(options)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
-    return dataclasses.replace(
-        split, x_train=splits.pooled(split.x_train, k), x_test=splits.pooled(split.x_test, k)
-    )
 
 
 def trained(folder, name, options, seed, split, say, callbacks=()):

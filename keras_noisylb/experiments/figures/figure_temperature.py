@@ -1,4 +1,4 @@
-"""Figure "temperature": accuracy against the temperature of the training, for every regime."""
+"""Figure temperature: accuracy against temperature, of the runs of `noisylb table small`."""
 
 import json
 import pathlib
@@ -13,68 +13,66 @@ from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.experiments.tables import small
 
-__all__ = ["CompareError", "make"]
-
 ROW = "cifar10-small"
 
 
-def make(tables, output, command, say):
-    """Draw what `noisylb table small` has finished, as `temperature.png`, `.svg` and `.json`.
+def compute(setup, folder, say):
+    """The accuracies of the finished runs.
 
     Args:
-        tables: the folder that the table was written to, its `--output`.
-        output: folder of the picture.
-        command: what it was asked for by, for the record.
+        setup: a `FigureSetup`, whose `tables` is the `--output` of `noisylb table small`.
+        folder: not used: there is nothing to continue.
         say: function that prints a line.
 
     Returns:
-        Dictionary of what the JSON holds.
+        Dictionary of plain data: the lines of `tables.small.summarize`, and the versions of the
+        runs.
 
     Raises:
         CompareError: if nothing is finished.
-        OSError: if the results cannot be written.
     """
     runs, found = [], []
-    for path in sorted((pathlib.Path(tables) / "small" / ROW).glob(f"*/{RUN}")):
+    for path in sorted((pathlib.Path(setup.tables) / "small" / ROW).glob(f"*/{RUN}")):
         record = records.read_json(path, KEYS, say)
         if record is not None:
             config = record["config"]
             runs.append(Run(recipe_of(config), tuple(config["seeds"]), path.parent))
             found.append(record)
-    lines = small.summarize(runs, found)
-    lines = [line for line in lines if line["temperature"] and line["test"] is not None]
+    lines = [line for line in small.summarize(runs, found) if line["test"] is not None]
     if not lines:
         raise CompareError(
-            f"--tables received {tables}, in which no run of small/{ROW} is finished. Train them "
-            "first: noisylb table small --data-dir DIR, or give the folder of another --output."
+            f"--tables received {setup.tables}, in which no run of small/{ROW} is finished. Train "
+            "them first: noisylb table small --data-dir DIR, or give the folder of another "
+            "--output."
         )
     lines.sort(key=lambda line: (list(REGIMES).index(line["regime"]), line["temperature"]))
-    folder = pathlib.Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{len(lines)} recipes")
     versions = sorted({json.dumps(record["versions"], sort_keys=True) for record in found})
-    result = {
-        "figure": "temperature",
-        "command": command,
-        "versions": [json.loads(text) for text in versions],
-        "numbers": records.rounded(records.plain(lines)),
-    }
-    records.write_json(folder / "temperature.json", result, indent=None)
-    picture = draw(lines)
-    for kind in ("png", "svg"):
-        with records.replacing(folder / f"temperature.{kind}") as temporary:
-            picture.savefig(temporary, format=kind, dpi=110, bbox_inches="tight")
-    return result
+    return {"lines": lines, "versions_of_runs": [json.loads(text) for text in versions]}
 
 
-def draw(lines):
-    """Draw the accuracies of one row of `noisylb table small`.
+def verdict(numbers):
+    """The paper has no such figure, and so no claims.
 
     Args:
-        lines: those of `small.summarize` that have a temperature and an accuracy.
+        numbers: from `compute`.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        An empty list.
     """
+    return []
+
+
+def draw(numbers):
+    """Accuracy on held-out and on test images against the temperature.
+
+    Args:
+        numbers: from `compute`.
+
+    Returns:
+        A matplotlib figure.
+    """
+    lines = numbers["lines"]
     figure, axes = grid_of_axes(1, 2, 11, 4.4, sharex=True)
     parts = {"held_out": "held-out training images", "test": "test images"}
     for panel, (part, title) in zip(axes.flat, parts.items(), strict=True):
@@ -112,7 +110,7 @@ def standard_error(line, part):
     """The standard error of an accuracy; 0 where one seed does not tell.
 
     Args:
-        line: of `small.summarize`.
+        line: of `tables.small.summarize`.
         part: "held_out" or "test".
     """
     spread = line[f"{part}_std"]
