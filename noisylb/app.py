@@ -40,11 +40,11 @@ def show_warning(message, *_, **__):
 
 
 def work(name, call, output):
-    """Let a module of the experiments work, and end the command with one line where that fails.
+    """Call a function of the experiments, and end the command with one line if it fails.
 
     Args:
         name: of the module in `keras_noisylb.experiments`.
-        call: function of the module.
+        call: function that receives the module.
         output: folder of the results.
 
     Raises:
@@ -67,8 +67,8 @@ def work(name, call, output):
         reason = os.strerror(error.errno) if error.errno else error
         fail(
             f"{error.filename or output} cannot be written or read: {reason}. What was "
-            "finished is kept: mend that, and the same command continues from there, or choose "
-            "another --output."
+            "finished is kept. Correct this and repeat the command, which continues from there, or "
+            "choose another --output."
         )
     except KeyboardInterrupt:
         typer.echo(

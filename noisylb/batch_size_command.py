@@ -12,7 +12,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Options)}
 
 
 def same(name):
-    """An option that `compare` has too.
+    """An option that `compare` also has.
 
     Args:
         name: of the field of `Options`.
@@ -23,8 +23,8 @@ def same(name):
 
 @app.command(
     "batch-size",
-    help="Measure how large a batch pays for a model and its data, and say at which learning rate "
-    "and with how much noise. Trains for a short time; writes nothing.",
+    help="Measure up to which size a larger batch saves updates, for a model and its data, and "
+    "suggest a learning rate and noise. Trains for a short time and writes nothing.",
 )
 def batch_size(
     batch_size: Annotated[int, typer.Option(help="Batch size in use.")] = 50,
@@ -47,15 +47,15 @@ def batch_size(
     highest_rate: Annotated[
         str | None,
         typer.Option(
-            help="Highest stable learning rate of large batches: a number, or measure to find it "
-            "by short runs."
+            help="Highest stable learning rate of large batches: a number, or `measure` to measure "
+            "it by short runs."
         ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Coverage of the interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     quiet: same("quiet") = False,
 ):
-    """Measure how large a batch pays.
+    """Measure up to which size a larger batch saves updates.
 
     Args:
         batch_size: in use.

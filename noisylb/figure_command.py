@@ -40,7 +40,7 @@ def figure(
     output: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the results; continues what lies there. "
+            help="Folder of the results. A figure in it continues. "
             "Default: results/figure<FIGURE>-<preset>."
         ),
     ] = None,

@@ -48,12 +48,16 @@ TABLE_PRESET = Annotated[
         "default) or paper (200)."
     ),
 ]
-JOBS = Annotated[int, typer.Option(help="Runs at a time; with several, each has one thread.")]
+JOBS = Annotated[
+    int, typer.Option(help="Number of runs at a time. With several, each has one thread.")
+]
 RATES = Annotated[
     str | None, typer.Option(help="File of learning rates that `noisylb tune` has written.")
 ]
-OUTPUT = Annotated[str, typer.Option(help="Folder of the results; continues what lies there.")]
-DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and about its time only.")]
+OUTPUT = Annotated[str, typer.Option(help="Folder of the results. Runs in it continue.")]
+DRY_RUN = Annotated[
+    bool, typer.Option("--dry-run", help="Only print the plan and its estimated time.")
+]
 
 
 def scale_named(name):
@@ -110,7 +114,7 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
     console.print(grid(("field", "value", "from"), rows, title=name))
 
 
-@app.command(help="Train the cells of a table, each in a process of its own, and tabulate them.")
+@app.command(help="Train the cells of a table, each in a process of its own, and write the table.")
 def table(
     number: TABLE,
     rows: ROWS = None,
@@ -139,7 +143,7 @@ def table(
         rates: file of learning rates in place of the recipes'.
         jobs: number of runs at a time.
         output: folder of the results.
-        dry_run: whether to plan only.
+        dry_run: whether only the plan is printed.
     """
     default = WHOLE if number == "small" else SCALES["quick"]
     size = scale_named(preset) if preset else default
@@ -174,16 +178,16 @@ def table(
 
 
 def do(execute, runs, settings, folder, console, report, jobs=1):
-    """Train what is left, and report also where that is interrupted.
+    """Train the unfinished runs, and report even if that is interrupted.
 
     Args:
         execute: the module `keras_noisylb.experiments.queue.execute`.
         runs: list of `Run`.
         settings: dictionary of the arguments of `Recipe.options`.
         folder: `pathlib.Path` of all runs.
-        console: where progress is shown.
+        console: for the progress.
         report: function without arguments.
-        jobs: number of runs that are trained at a time.
+        jobs: number of runs at a time.
 
     Raises:
         typer.Exit: if a run failed.
@@ -201,7 +205,7 @@ def do(execute, runs, settings, folder, console, report, jobs=1):
 
 
 def report(form, number, words, runs, folder, console):
-    """Write and show the table of what is finished, if anything is.
+    """Write and show the table of the finished runs, if there are any.
 
     Args:
         form: the module that makes the table, `tables.paper` or `tables.small`.
@@ -209,7 +213,7 @@ def report(form, number, words, runs, folder, console):
         words: its caption.
         runs: list of `Run`.
         folder: `pathlib.Path` that it is written to.
-        console: where it is shown.
+        console: for the table.
     """
     from keras_noisylb.experiments import records
     from keras_noisylb.experiments.tables.text import markdown, to_csv
@@ -230,11 +234,11 @@ def report(form, number, words, runs, folder, console):
 
 
 def show_plan(runs, console):
-    """Print what would be trained, and about how long that takes. Writes nothing.
+    """Print the plan and its estimated time. Writes nothing.
 
     Args:
         runs: list of `Run`.
-        console: where it is printed.
+        console: for the plan.
     """
     from keras_noisylb.experiments.queue.estimate import predict, time_row
 
@@ -258,7 +262,7 @@ def show_plan(runs, console):
 
 
 def duration(seconds):
-    """A time in words.
+    """A duration in words.
 
     Args:
         seconds: a number.

@@ -11,11 +11,11 @@ from noisylb.protocol.options import Options, ReportOptions
 
 
 def run(module, job, values, options_class):
-    """Run something of the package with the values of the command line.
+    """Call a function of the experiments with the values of the command line.
 
     Args:
         module: name of a module in `keras_noisylb.experiments`.
-        job: name of its function, which takes the options.
+        job: name of a function of that module, which receives the options.
         values: dictionary of the fields of the options.
         options_class: `Options` or `ReportOptions`.
 
@@ -36,7 +36,7 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
         name: of the command.
         module: name of the module in `keras_noisylb.experiments` that it runs.
         job: name of the function of that module.
-        help_text: what it does.
+        help_text: its help.
         only: names of the fields that it has; `None` for all.
         options_class: `Options` or `ReportOptions`.
         **changes: fields with another name, default or help, as `(flag, default, help)`.
@@ -79,7 +79,7 @@ command(
     "compare",
     "Train one regime, with the options of `compare`.",
     regimes=ONE_REGIME,
-    output=("--output", "results/train", "Folder of the results; continues what lies there."),
+    output=("--output", "results/train", "Folder of the results. Runs in it continue."),
 )
 command(
     "report",

@@ -12,22 +12,22 @@ from noisylb.terminal import grid
 
 FACTORS = Annotated[
     str | None,
-    typer.Option(help="What each recipe's rate is multiplied by, separated by commas (0.5,1,2)."),
+    typer.Option(help="Factors of each recipe's rate, separated by commas (0.5,1,2)."),
 ]
 TRIALS = Annotated[
     int | None,
-    typer.Option(help="Search rate, momentum, noise and more at random, in so many trials."),
+    typer.Option(help="Number of trials of a random search for rate, momentum, noise and more."),
 ]
 PARTS = Annotated[
-    str | None, typer.Option(help="What --trials searches, separated by commas (all).")
+    str | None, typer.Option(help="Values that --trials searches, separated by commas (all).")
 ]
 SHOWN = 3  # trials of each search
 
 
 @app.command(
     help="Find the learning rate of each cell of Table 2 or 3, on a sixth of the training set that "
-    "is held out; `noisylb table --rates FILE` takes them. With --trials, search all that a "
-    "recipe leaves open."
+    "is held out; `noisylb table --rates FILE` uses them. With --trials, search more values than "
+    "the rate."
 )
 def tune(
     number: shared.NUMBER,
@@ -57,13 +57,13 @@ def tune(
         data_dir: folder of the prepared data sets.
         num_microbatches: microbatches of a large batch.
         output: folder of the results.
-        dry_run: whether to plan only.
+        dry_run: whether only the plan is printed.
     """
     size, console = shared.scale_named(preset), Console()
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
     folder = pathlib.Path(output) / size.name
     if trials is not None and factors is not None:
-        fail("--factors is of the grid of rates, --trials of a search. Give one of them.")
+        fail("--factors belongs to the grid of rates, --trials to a search. Give one of them.")
     if trials is None and parts is not None:
         fail("--parts says what --trials searches. Give --trials 20, say.")
 
@@ -99,7 +99,7 @@ def tune(
 
 
 def report_rates(scale, folder, console):
-    """Write and show the best rates of all that is finished in a folder, if anything is.
+    """Write and show the best rates of the finished runs in a folder, if there are any.
 
     Args:
         scale: the `Scale`.
@@ -131,7 +131,7 @@ def report_rates(scale, folder, console):
 
 
 def report_trials(searches, console):
-    """Show the best trials of the searches that are finished, if any is.
+    """Show the best trials of the finished searches, if there are any.
 
     Args:
         searches: list of `keras_noisylb.experiments.tune.search.Search`.

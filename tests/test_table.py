@@ -181,7 +181,7 @@ def test_two_queues_in_one_folder_are_refused(tmp_path, small_row, monkeypatch):
     monkeypatch.setattr(execute, "train", lambda *arguments: "not reached")
     with execute.alone(tmp_path / "tiny"):
         result = table(tmp_path)
-    assert result.exit_code == 2 and "being worked in by another `noisylb`" in result.stderr
+    assert result.exit_code == 2 and "Another `noisylb` process works in" in result.stderr
     assert [path.name for path in (tmp_path / "tiny").iterdir() if path.is_dir()] == []
     assert "not reached" in table(tmp_path).output  # the lock has ended with the block
 

@@ -1,4 +1,4 @@
-"""`advise` for a model and data of the command line."""
+"""`noisylb batch-size`: `advise` for the model and the data of the command line."""
 
 import keras
 from rich.box import SIMPLE_HEAD
@@ -10,15 +10,13 @@ from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
 
-__all__ = ["CompareError", "show"]
-
 
 def show(options, **arguments):
     """Measure and print what `advise` finds.
 
     Args:
-        options: `noisylb.protocol.options.Options` of the training in use, which is that of SB.
-        **arguments: of `advise`, beside model, data, batch size and rate.
+        options: `noisylb.protocol.options.Options`; the current training is that of regime SB.
+        **arguments: arguments of `advise` other than model, data, batch size and rate.
 
     Raises:
         CompareError: if it cannot be measured.

@@ -1,4 +1,4 @@
-"""The comparison: every regime with every seed, then a table and a picture."""
+"""`noisylb compare`: trains every regime with every seed, then writes a table and a picture."""
 
 import pathlib
 import time
@@ -15,21 +15,19 @@ from keras_noisylb.experiments.tables.text import markdown
 from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
 
-__all__ = ["CompareError", "compare"]
-
-UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed
+UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
 
 
 def prepare(options, problem=None):
-    """Check everything that can be checked before the first folder is written.
+    """Check options, model and data before anything is written.
 
     Args:
         options: the options of the run.
         problem: a `Problem`; `None` for that which the options name.
 
     Returns:
-        Tuple `(regimes, build, data, identity)`, the last one what a record says of model and data
-        beside the options.
+        Tuple `(regimes, build, data, identity)`, the last one a dictionary
+        that identifies model and data in the record.
 
     Raises:
         CompareError: if the options fit no regime, model or data.
@@ -87,7 +85,7 @@ def report(folder, options, regimes, results, reported, console):
 def compare(options, problem=None):
     """Train every regime with every seed for equal epochs, and report what was measured.
 
-    What was finished before in the same folder is not trained again.
+    Runs that are finished in the same folder are not trained again.
 
     Args:
         options: `noisylb.protocol.options.Options`, or an object with the same attributes.

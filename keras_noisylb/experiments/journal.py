@@ -1,4 +1,4 @@
-"""How far a run is: its history and its checkpoint, written after every epoch."""
+"""The state of an unfinished run: its history and its checkpoint, written after every epoch."""
 
 import math
 import time
@@ -20,13 +20,14 @@ UNLOADABLE = (
 class Journal(keras.callbacks.Callback):
     """Writes history and checkpoint after every epoch, and stops where the loss is not finite.
 
-    The history is the one file that says how far the run is: the checkpoint is written first, under
-    a name with its epoch, so a run killed at any moment finds a pair that belongs together. (Keras'
-    BackupAndRestore writes weights and epoch one after the other, and knows no history.)
+    The history alone tells how many epochs are finished. The checkpoint is written first, under a
+    name with its epoch, so that a run that is killed at any moment finds a history and a checkpoint
+    of the same epoch. (Keras' BackupAndRestore writes weights and epoch one after the other, and
+    keeps no history.)
 
     Args:
         folder: `pathlib.Path` of the run.
-        history: what the epochs so far have left, in the form of `HISTORY`.
+        history: the history so far, with the keys of `HISTORY`.
         make_batches: function `batch_size -> Batches`; `fit` must not shuffle these.
     """
 
@@ -71,12 +72,12 @@ class Journal(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
-        # "val" is Keras' word for whatever is looked at during training.
+        # Keras calls whatever is evaluated during training "val".
         logs = {name.replace("val_", "test_"): float(value) for name, value in logs.items()}
         seconds = self.ended - self.began
         self.history["epochs"].append({"epoch": epoch + 1, **logs, "seconds": seconds})
         if self.diverged_epoch is not None:
-            return  # nothing to continue from: `train` writes the history with the record
+            return  # there is nothing to continue: `train_run` writes the history
         self.history["seed_states"] = [state.numpy().tolist() for state in seed_states(self.model)]
         path = checkpoint(self.folder, epoch + 1)
         with records.replacing(path) as temporary:
@@ -113,7 +114,7 @@ def load_checkpoint(model, path):
         raise zipfile.BadZipFile(f"{path}: the checksum of {damaged} is wrong.")
     model.optimizer.build(model.trainable_variables)
     with warnings.catch_warnings():
-        # Keras would go on with an optimizer that lost its momentum and its step count.
+        # Otherwise Keras continues with an optimizer without its momentum and its step count.
         warnings.filterwarnings("error", "Skipping variable loading")
         model.load_weights(path)
 
@@ -127,7 +128,8 @@ def resume(model, folder, say):
         say: function that prints a line.
 
     Returns:
-        The history so far, empty where the training starts from its beginning.
+        The history so far, empty if the training starts now; `None` if a damaged checkpoint was
+        set aside, after which the model may be half loaded.
     """
     path = folder / "history.json"
     empty = {

@@ -11,8 +11,6 @@ from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.reporting.report import report
 
-__all__ = ["CompareError", "show"]
-
 
 def network_of(options):
     """The network that the options name; data sets of the package are not loaded for it.

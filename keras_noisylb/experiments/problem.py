@@ -1,4 +1,4 @@
-"""What is compared: a function that builds a network, and the examples."""
+"""The problem that is trained: a function that builds a network, and the examples."""
 
 import hashlib
 import importlib
@@ -172,13 +172,13 @@ class Problem:
             )
 
     def identity(self, network):
-        """What a record says of a user's function and data beside their names.
+        """Hashes that identify a user's function and data in a record.
 
         Args:
-            network: what the function has built.
+            network: from `built`.
 
         Returns:
-            Dictionary; empty for what is part of the package.
+            Dictionary, empty for a model and data of the package.
         """
         found = {}
         if self.own_function:

@@ -27,21 +27,21 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Train a model under several regimes for equal epochs, side by side.
 
-    What `noisylb compare` does: every regime with every seed, with a table, a picture and a record
-    in the folder `output`. What is finished there is not trained again, and a run that was
-    interrupted continues; a folder of another model, other data or other options is refused. The
-    record names the function and holds hashes of its source, its weights' shapes, and the arrays.
-    A run that diverges is a row of the table.
+    This is `noisylb compare`: it trains every regime with every seed, and writes a table, a picture
+    and records to the folder `output`. Finished runs in that folder are not trained again, and
+    interrupted runs continue. A folder of another model, other data or other options is refused.
+    The record names the function and holds hashes of its source, its weights' shapes, and the
+    arrays. A run that diverges is a row of the table.
 
     The loss is the cross-entropy of logits and integer labels. The learning rate warms up and falls
     to a tenth after a half and three quarters of the updates.
 
     Args:
-        build: function that returns a new, uncompiled Keras model whose outputs are logits. Of the
-            arguments `num_classes`, `input_shape`, `normalization`, `ghost_batch_size` and `l2` it
-            is handed those that it names; the first two are those of the data, the last three those
-            of the options, `ghost_batch_size` the small batch size unless given. Others need
-            defaults.
+        build: function that returns a new, uncompiled Keras model whose outputs are logits. It
+            receives those of the arguments `num_classes`, `input_shape`, `normalization`,
+            `ghost_batch_size` and `l2` that it has. The first two come from the data, the others
+            from the options; `ghost_batch_size` is the small batch size unless it is given. Its
+            other arguments need defaults.
         train: tuple `(x, y)`: array (N, ...), taken as it is, so standardise it first, and integer
             labels (N,) counted from 0.
         test: the same, to report on; `None` holds out a fifth of the training set, with the same
@@ -81,7 +81,7 @@ def compare(
     ```
     """
     check_cli()
-    # Here, because they import what only a comparison needs.
+    # Imported here: they need packages that only a comparison needs.
     from keras_noisylb.experiments import compare as comparison
     from keras_noisylb.experiments.problem import Problem, labelled
     from noisylb.protocol.options import Options
@@ -99,7 +99,7 @@ def compare(
         positive_integer(name, value, "as in `noisylb compare`")
     for name in ("model", "dataset", "data_dir"):
         if name in options:
-            raise TypeError(f"compare() has no option {name!r}: hand `build`, `train` and `test`.")
+            raise TypeError(f"compare() has no option {name!r}: pass `build`, `train` and `test`.")
     values = {
         "regimes": regimes if isinstance(regimes, str) else ",".join(regimes),
         "seeds": str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds),

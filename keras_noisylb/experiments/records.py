@@ -1,4 +1,4 @@
-"""The folder of a run: what is written, and how it is found again after an interruption."""
+"""The files of a run: written atomically, and checked when they are read again."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from importlib import metadata
 
 
 class CompareError(Exception):
-    """A comparison that cannot be run as asked; the message says why and what to change."""
+    """A request that cannot be fulfilled. The message says why, and what to change."""
 
 
 def plain(value):
@@ -49,7 +49,7 @@ def rounded(value, digits=6):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Write a file so that a reader finds the old or the new one, never a part.
+    """Write a file atomically: a reader finds the old or the new one, never a part.
 
     Args:
         path: of the file.
@@ -72,7 +72,7 @@ def write_text(path, text):
 
     Args:
         path: of the file.
-        text: what it shall hold.
+        text: its new content.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -83,7 +83,7 @@ def write_json(path, value, indent=1):
 
     Args:
         path: of the file.
-        value: what it shall hold.
+        value: its new content.
         indent: spaces of one level, or `None` for a single line.
     """
     write_text(path, json.dumps(plain(value), indent=indent, allow_nan=False) + "\n")
@@ -94,7 +94,7 @@ def set_aside(path, why, say):
 
     Args:
         path: of the file.
-        why: what is wrong with it, as it follows on its name.
+        why: the fault, as the end of a sentence that begins with the path.
         say: function that prints a line.
     """
     for number in range(1000):
@@ -106,11 +106,11 @@ def set_aside(path, why, say):
 
 
 def differences(there, now, uncompared=()):
-    """What two dictionaries of options differ in.
+    """The differences between two dictionaries of options, in words.
 
     Args:
-        there: the one that was found.
-        now: the one that is wanted.
+        there: the options in a folder.
+        now: the options of this call.
         uncompared: names of the options that may differ.
 
     Returns:
@@ -147,7 +147,7 @@ def read_json(path, required, say):
 
 
 def versions():
-    """The versions of what a result depends on, and the git revision of the source, if any."""
+    """The versions of the packages that a result depends on, and the git revision, if any."""
     packages = {
         name: metadata.version(name) for name in ("keras", "tensorflow", "keras-noisylb", "numpy")
     }
@@ -183,7 +183,7 @@ def open_folder(folder, options, uncompared):
             differing = differences(found, options, uncompared)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CompareError(
-                f"{path} cannot be read, so it is not known what the results beside it are. "
+                f"{path} cannot be read, so the options of the results beside it are unknown. "
                 "Choose another --output, or move that folder away."
             ) from None
         if differing:

@@ -72,7 +72,7 @@ class Split:
     x_test: np.ndarray
     y_test: np.ndarray
     num_classes: int
-    held_out: tuple | None = None  # training images that are reported on beside the test set
+    held_out: tuple | None = None  # training images, reported on beside the test set
 
     def batches(self, batch_size, seed, augment):
         """The training batches.

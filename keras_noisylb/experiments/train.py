@@ -68,7 +68,7 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
         seed: of the noise.
 
     Returns:
-        Tuple of the compiled model and the number of its updates with noise.
+        Tuple of the compiled model and its number of updates with noise.
     """
     rates = schedule(regime, learning_rate, options, num_examples)
     if options.optimizer == "adamw":
@@ -97,7 +97,7 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
 
 
 def train_run(folder, build, regime, learning_rate, options, seed, data, say, callbacks=()):
-    """Train one regime with one seed, unless its record says that this was done.
+    """Train one regime with one seed, continue it, or return its record if it is finished.
 
     Args:
         folder: `pathlib.Path` of the run; made if need be.
@@ -121,7 +121,7 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
         say("Finished before; not trained again.")
         return record, history
     history = None
-    while history is None:  # at most twice: a checkpoint that fails to load may have been half read
+    while history is None:  # at most twice: a damaged checkpoint may be loaded in part
         keras.backend.clear_session()
         keras.utils.set_random_seed(seed)
         network = build()
@@ -188,12 +188,12 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
 
 
 def median_step(history):
-    """Median seconds of an update, of those with noise where there are any.
+    """Median seconds of an update: of an update with noise, if the run has noise.
 
     The first update after each start is left out: Keras builds its graph there.
 
     Args:
-        history: in the form of `HISTORY`.
+        history: of the run.
     """
     steps = history["step_seconds"]
     if history["noise_steps"]:

@@ -1,11 +1,11 @@
-"""The options of `noisylb compare` and `noisylb train`, listed once for both and for the runner."""
+"""The options of a training: of the command line, of tables and of figures."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-# Of a coarse grid, and with λ, best on a fifth of the training set that was held out.
+# Best of a coarse grid, together with λ = 0.3, on a held-out fifth of the training set.
 DEFAULT_LEARNING_RATES = {"sb": 0.02, "lb": 0.2}
 
 # The learning rate is multiplied by the factor after these parts of every training.
@@ -13,11 +13,11 @@ DECAYS, DECAY_FACTOR = (1 / 2, 3 / 4), 0.1
 
 
 def option(default, help_text, parser=None):
-    """A field of `Options` with its help.
+    """A field of `Options`, with its help.
 
     Args:
         default: its value where none is given.
-        help_text: what the command line says of it.
+        help_text: its help on the command line.
         parser: function from the text on the command line to the value; `None` takes the type's.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, "parser": parser})
@@ -40,13 +40,13 @@ def number_or_matched(text):
 
 @dataclass(frozen=True)
 class Options:
-    """What is trained, on what, and how.
+    """The options of a training: model, data, batches, learning rate, noise.
 
     Every field is an option of the command line of the same name; its metadata holds the help.
 
     Raises:
         ValueError: for a value that no run could use. The message says what was received, what was
-            expected and the mend.
+            expected and how to correct it.
 
     Example:
     ```python
@@ -84,7 +84,7 @@ class Options:
     )
     multiplier: float | Literal["matched"] = option(
         0.3,
-        "λ: the noise is multiplied by it; the paper has 1. matched: as hot as SB at its rate.",
+        "λ, the factor of the noise; 1 in the paper. matched: the λ with the temperature of SB.",
         parser=number_or_matched,
     )
     estimator: str = option(
@@ -114,18 +114,20 @@ class Options:
     l2: float = option(0.0, "L2 penalty of the model's weights.")
     weight_decay: float = option(0.0, "Decoupled weight decay of adamw.")
     augment: bool = option(False, "Augment the training images: random crop and flip.")
-    train_size: int | None = option(None, "Train on so many examples, all classes alike (all).")
-    pool: int = option(1, "Average the images over tiles of so many by so many pixels.")
-    held_out: int | None = option(
-        None, "Hold out so many training images and report on them beside the test set."
+    train_size: int | None = option(
+        None, "Number of training examples, in the proportions of the classes (all)."
     )
-    validation_freq: int = option(1, "Epochs between two looks at the accuracy.")
+    pool: int = option(1, "Size in pixels of the square tiles over which images are averaged.")
+    held_out: int | None = option(
+        None, "Number of training images that are held out and reported on beside the test set."
+    )
+    validation_freq: int = option(1, "Epochs between two evaluations.")
     validation_fraction: float = option(
-        0.0, "Report on this part of the training set, held out, instead of the test set."
+        0.0, "Part of the training set that is held out and reported on instead of the test set."
     )
     seeds: str = option("1", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
-    output: str = option("results/compare", "Folder of the results; continues what lies there.")
-    quiet: bool = option(False, "No progress bars.")
+    output: str = option("results/compare", "Folder of the results. Runs in it continue.")
+    quiet: bool = option(False, "Show no progress bars.")
 
     def __post_init__(self):
         for name, lowest in (
@@ -263,5 +265,5 @@ class ReportOptions(Options):
     """
 
     memory: float | None = option(
-        None, "GiB that a step may take: also name the fewest --num-microbatches that fit."
+        None, "GiB that a step may take. The report names the fewest --num-microbatches that fit."
     )

@@ -16,7 +16,7 @@ class Source:
     Args:
         field: its name.
         stated: whether the paper states it; otherwise it was chosen here.
-        where: the place in the paper, or what the choice follows.
+        where: the place in the paper, or the source of the choice.
     """
 
     field: str
@@ -60,8 +60,8 @@ class Recipe:
         normalization: of the model: "ghost", "batch" or "none"; `None` for ghost.
         pool: size of the tiles of pixels that are averaged; `None` for whole images.
         held_out: number of training images that are held out and reported on beside the test set.
-        validation_freq: epochs between two looks at the accuracy; `None` for each.
-        label: what tells the recipe from others of its row and regime.
+        validation_freq: epochs between two evaluations; `None` for 1.
+        label: a name that only this recipe of its row and regime has.
         validation_fraction: part of the training set that is held out, and reported on in place of
             the test set, while something is tuned.
         epochs: of the training.
@@ -131,7 +131,7 @@ class Recipe:
 
         Args:
             seed: of the run.
-            **settings: options that are the machine's and not the recipe's: `data_dir`,
+            **settings: options of the machine, which are not the recipe's: `data_dir`,
                 `num_microbatches`.
 
         Returns:
@@ -172,7 +172,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Scale:
-    """How far recipes are scaled down; nothing but lengths in epochs and the data is touched.
+    """How far recipes are scaled down. Only times in epochs and the number of examples change.
 
     Args:
         name: of the preset, and of the folder of its results.

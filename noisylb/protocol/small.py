@@ -1,8 +1,8 @@
-"""The recipes of `noisylb table small`: one small network that fits its images, many temperatures.
+"""The recipes of `noisylb table small`: a small network at many temperatures.
 
-Each row is a setting. Its recipes differ in learning rate, noise and λ, and have labels that say
-so. Choices are made by the accuracy on training images that are held out; the test set is for the
-report.
+Each row is a setting. Its recipes differ in learning rate, noise and λ; their labels name these
+values. Choices are made by the accuracy on held-out training images. The test set is only reported
+on.
 """
 
 import random
@@ -68,7 +68,7 @@ def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=Non
 
 
 def setting(row, model, dataset, epochs, small, large, **more):
-    """What all recipes of a row share.
+    """The fields that all recipes of a row share.
 
     Args:
         row: its name.
@@ -91,12 +91,12 @@ def setting(row, model, dataset, epochs, small, large, **more):
 
 
 def heated(setting, rate, factor):
-    """The multiplier of full noise at which LB is so many times as hot as SB; 0 if it is by itself.
+    """The multiplier of full noise for a temperature; 0 if LB without noise is hotter.
 
     Args:
         setting: dictionary of the fields that all recipes share.
         rate: peak learning rate of LB.
-        factor: T(LB + noise) / T(SB), as in docs/how_much_noise.md.
+        factor: T(LB + noise) / T(SB), the temperatures of docs/how_much_noise.md.
 
     Returns:
         A float of two digits after the point.
@@ -116,7 +116,7 @@ def search(setting, regime, number, conv=None, larger=1):
         regime: name of a regime.
         number: how many recipes.
         conv: formula for convolutions.
-        larger: factor of the multiplier, for a noise whose variance is not the whole one.
+        larger: factor of the multiplier, for a noise with a part of the Fisher's variance.
 
     Returns:
         List of `Recipe`, all different.
@@ -131,7 +131,7 @@ def search(setting, regime, number, conv=None, larger=1):
         elif regime == "batch-change":
             factor = None
         multiplier = factor and round(larger * heated(setting, rate, factor), 2)
-        if multiplier == 0:  # LB is hotter than that without noise
+        if multiplier == 0:  # LB without noise is hotter
             continue
         recipe = point(setting, regime, rate, multiplier, part, decay, conv)
         found[recipe.label] = recipe

@@ -125,7 +125,7 @@ def compute(setup, folder, say):
 
 
 def verdict(numbers):
-    """What the paper claims, beside the numbers.
+    """The claims of the paper, and whether the numbers show them.
 
     Args:
         numbers: from `compute`.

@@ -24,7 +24,7 @@ def compute(setup, folder, say):
 
     Args:
         setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of what is finished.
+        folder: `pathlib.Path` of the figure's files.
         say: function that prints a line.
 
     Returns:
@@ -80,7 +80,7 @@ def halfway(numbers):
 
 
 def verdict(numbers):
-    """What the paper claims, beside the numbers.
+    """The claims of the paper, and whether the numbers show them.
 
     Args:
         numbers: from `compute`.

@@ -112,7 +112,7 @@ def lead(numbers, place, level):
 
 
 def verdict(numbers):
-    """What the paper claims, beside the numbers.
+    """The claims of the paper, and whether the numbers show them.
 
     Args:
         numbers: from `compute`.

@@ -29,7 +29,7 @@ def compute(setup, folder, say):
 
     Args:
         setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of what is finished.
+        folder: `pathlib.Path` of the figure's files.
         say: function that prints a line.
 
     Returns:
@@ -59,7 +59,7 @@ def along(setup, folder, split, seed, say):
     Raises:
         CompareError: if LB diverges, or was trained without being measured.
     """
-    # The accuracy is not of interest: it is looked at once, at the end.
+    # The accuracy is not needed, so it is evaluated only once.
     options = dataclasses.replace(setup.options, validation_freq=setup.options.epochs, quiet=True)
     measure = MeasureNorms(folder / f"norms-seed{seed}.json", setup, split, say)
     run, record, _ = training.trained(folder, "lb", options, seed, split, say, [measure])
@@ -119,7 +119,7 @@ class MeasureNorms(keras.callbacks.Callback):
 
 
 def verdict(numbers):
-    """What the paper claims, beside the numbers.
+    """The claims of the paper, and whether the numbers show them.
 
     Args:
         numbers: from `compute`.

@@ -22,7 +22,7 @@ def compute(setup, folder, say):
 
     Args:
         setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of what is finished.
+        folder: `pathlib.Path` of the figure's files.
         say: function that prints a line.
 
     Returns:
@@ -78,7 +78,7 @@ def measure(run, setup, split):
 
 
 def verdict(numbers):
-    """What the paper claims, beside the numbers.
+    """The claims of the paper, and whether the numbers show them.
 
     Args:
         numbers: from `compute`.

@@ -7,7 +7,7 @@ from keras_noisylb.experiments import records
 from keras_noisylb.experiments.records import CompareError
 from noisylb.protocol.figures import FIGURES
 
-UNCOMPARED = ("output", "data_dir", "quiet")  # where things lie and what is printed
+UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
 
 
 def module_of(name):
@@ -29,13 +29,13 @@ def module_of(name):
 def make(name, setup, command, say):
     """Compute one figure, or continue it, and write its picture as PNG and SVG and its JSON.
 
-    The files have the name of the figure's module. What was finished before in the same folder is
-    used again, so an interrupted figure continues, and a finished one is only drawn anew.
+    The files have the name of the figure's module. Finished parts in the same folder are used
+    again: an interrupted figure continues, and a finished one is only drawn again.
 
     Args:
         name: one of `noisylb.protocol.figures.FIGURES`.
         setup: a `noisylb.protocol.figures.FigureSetup`; its options say the folder, `output`.
-        command: what it was asked for by, for the record.
+        command: the command line that asked for it, for the record.
         say: function that prints a line.
 
     Returns:

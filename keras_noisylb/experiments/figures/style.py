@@ -1,4 +1,4 @@
-"""What the figures share: their axes, and how a claim is judged."""
+"""What figures share: axes, and the judgement of a claim."""
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.experiments.train import train_run
 
-CHECKED = 1000  # test images that are looked at after every epoch of a few updates
+CHECKED = 1000  # test images that are evaluated after every epoch, which has few updates
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

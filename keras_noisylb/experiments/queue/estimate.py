@@ -1,4 +1,4 @@
-"""How long a plan will take, from a few timed updates of each row."""
+"""An estimate of the time that a plan takes, from a few timed updates of each row."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from keras_noisylb.experiments.queue.process import ask
 from keras_noisylb.experiments.queue.run import examples
 from keras_noisylb.experiments.regimes import REGIMES
 
-TEST_EXAMPLES = 10_000  # looked at after every epoch, forward only: a third of the work
+TEST_EXAMPLES = 10_000  # evaluated after every epoch; forward only is a third of the work
 
 
 def time_row(recipe):
@@ -18,8 +18,8 @@ def time_row(recipe):
         recipe: a `Recipe` of the row.
 
     Returns:
-        Dictionary with "seconds", of batch size to seconds of an update, "start", about the seconds
-        that a process takes before its training, and "device".
+        Dictionary with "seconds", a dictionary of batch size to seconds of an update; "start", the
+        approximate seconds before a process trains; and "device".
     """
     began = time.perf_counter()
     plain = dataclasses.replace(recipe, regime="lb")
@@ -32,7 +32,7 @@ def time_row(recipe):
 
 
 def predict(recipe, timing):
-    """The seconds of a run: a straight line through the two times, by the batch size.
+    """The seconds of a run, if the time of an update is a linear function of the batch size.
 
     Args:
         recipe: its `Recipe`, scaled.

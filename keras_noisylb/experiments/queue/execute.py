@@ -26,7 +26,7 @@ DAY = 86_400
 
 
 def check_data(runs, settings):
-    """Find out whether there are the data of what is left, before anything is written.
+    """Check that the data of the unfinished runs can be loaded, before anything is written.
 
     Args:
         runs: list of `Run`.
@@ -42,7 +42,7 @@ def check_data(runs, settings):
 
 @contextlib.contextmanager
 def alone(folder):
-    """Work in a folder in which no other queue works: two would write into the same runs.
+    """Lock a folder: two queues would write into the same runs.
 
     Args:
         folder: `pathlib.Path` of all runs; made if need be.
@@ -56,20 +56,20 @@ def alone(folder):
             yield
     except Timeout:
         raise CompareError(
-            f"{folder} is being worked in by another `noisylb`. Wait until it has ended, or choose "
+            f"Another `noisylb` process works in {folder}. Wait until it has ended, or choose "
             "another --output."
         ) from None
 
 
 def prepare(runs, say):
-    """Find what is left to do, and check the folders before anything is trained.
+    """Find the unfinished runs, and check all folders before anything is trained.
 
     Args:
         runs: list of `Run`.
         say: function that prints a line.
 
     Returns:
-        List of the runs without a record.
+        List of the runs without a usable record.
 
     Raises:
         CompareError: if a folder holds another run; nothing was trained.
@@ -88,12 +88,12 @@ def train(run, settings, watch, stop, jobs):
     Args:
         run: a `Run` whose folder is open.
         settings: dictionary of the arguments of `Recipe.options`.
-        watch: function of how much of its length is finished, called every half second.
+        watch: function that is called every half second with the finished part of the length.
         stop: `threading.Event` at which the process is killed.
         jobs: number of processes that share the machine.
 
     Returns:
-        Why it failed, or `None`.
+        The reason why it failed, or `None`.
     """
     with (run.folder / LOG).open("ab+") as log:
         arguments = (str(run.folder), json.dumps(settings), *run.arguments)
@@ -106,13 +106,13 @@ def train(run, settings, watch, stop, jobs):
 
 
 def work(runs, settings, console, jobs=1):
-    """Do runs, so many at a time; one that fails does not stop the rest.
+    """Do runs, `jobs` at a time. A run that fails does not stop the others.
 
     Args:
-        runs: list of `Run` that `prepare` found left.
+        runs: list of the unfinished `Run`, from `prepare`.
         settings: dictionary of the arguments of `Recipe.options`.
         console: `rich.console.Console` for lines and progress.
-        jobs: number of runs that are trained at a time, each on its share of the cores.
+        jobs: number of runs at a time, each on its share of the cores.
 
     Returns:
         List of the runs that failed.
@@ -135,7 +135,7 @@ def work(runs, settings, console, jobs=1):
         TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    # The speed is that of a day, not of half a minute: epochs can be longer than that.
+    # An epoch can be longer than the half minute over which rich averages the speed.
     bars = Progress(
         *columns, console=console, disable=not console.is_terminal, speed_estimate_period=DAY
     )

@@ -1,4 +1,4 @@
-"""What a process of the queue does: one job. It ends with its parent.
+"""The jobs that a process of the queue can do. It does one job and ends with its parent.
 
 `python -m keras_noisylb.experiments.queue.jobs train FOLDER SETTINGS`; `search`, `data` and
 `time` likewise.
@@ -31,7 +31,7 @@ TIMED_STEPS = 3
 
 
 def device():
-    """The name of what the training runs on."""
+    """The name of the device that trains."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return f"CPU {platform.machine()}, {os.cpu_count()} cores"
@@ -107,7 +107,7 @@ def search(folder, settings, max_trials):
 
 
 def data(settings, *names):
-    """Load data sets, so that one that is missing is known before anything is trained.
+    """Load data sets, to find a missing one before anything is trained.
 
     Args:
         settings: arguments of `Recipe.options`, as JSON.
@@ -144,10 +144,13 @@ def measure(text):
     print(json.dumps({"seconds": seconds, "device": device()}))
 
 
-def end_with_parent():
-    """End this process when its parent ends, however that ends: the pipe from it breaks then.
+JOBS = {"train": train, "search": search, "data": data, "time": measure}
 
-    A process that was left behind would write into the folder of the run that continues it.
+
+def end_with_parent():
+    """End this process when its parent ends for any reason: then the pipe from it is closed.
+
+    Otherwise this process would write into the folder of the run that continues it.
     """
 
     def wait():
@@ -158,11 +161,11 @@ def end_with_parent():
 
 
 def main():
-    """Do the job that the command line names; its last line says why it could not be done."""
+    """Do the job that the command line names. If it fails, the last line of errors says why."""
     end_with_parent()
     job, *arguments = sys.argv[1:]
     try:
-        {"train": train, "search": search, "data": data, "time": measure}[job](*arguments)
+        JOBS[job](*arguments)
     except (records.CompareError, ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)

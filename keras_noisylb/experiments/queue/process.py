@@ -1,4 +1,4 @@
-"""A process for one job: it is started, watched, and killed with its parent."""
+"""Processes: each does one job of `jobs`, and its memory is free afterwards."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
 
 @contextlib.contextmanager
 def process(job, *arguments, jobs=1, **streams):
-    """A process of `keras_noisylb.experiments.queue.jobs`, killed where the block is left early.
+    """A process of `keras_noisylb.experiments.queue.jobs`, killed if the block ends early.
 
     Args:
         job: "train", "data" or "time".
@@ -27,9 +27,9 @@ def process(job, *arguments, jobs=1, **streams):
     environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
     if jobs > 1:
         environment |= dict.fromkeys(THREADS, "1")
-    environment["PYTHONUNBUFFERED"] = "1"  # what it said stays, however it ends
+    environment["PYTHONUNBUFFERED"] = "1"  # so that its log is complete, however it ends
     command = [sys.executable, "-m", "keras_noisylb.experiments.queue.jobs", job, *arguments]
-    # Nothing is written to its input: that it is closed tells the process that this one has ended.
+    # Nothing is written to its input. When it is closed, the process knows that this one has ended.
     started = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **streams)
     try:
         yield started
@@ -41,14 +41,14 @@ def process(job, *arguments, jobs=1, **streams):
 
 
 def ask(job, *arguments):
-    """Have a job done whose answer is short.
+    """Do a job, and return the last line that it prints.
 
     Args:
         job: of `process`.
         *arguments: of the job.
 
     Returns:
-        The last line that it printed.
+        That line.
 
     Raises:
         CompareError: with the last line of its errors, if it failed.
@@ -73,7 +73,7 @@ def last_line(file):
 
 
 def reason(code, errors):
-    """Why a process failed.
+    """The reason why a process failed.
 
     Args:
         code: its exit code.

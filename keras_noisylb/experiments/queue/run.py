@@ -50,7 +50,7 @@ class Run:
     recipe: Recipe
     seeds: tuple
     folder: pathlib.Path
-    job = "train"  # of the worker
+    job = "train"  # a name of `jobs.JOBS`
     unit = "epochs"
 
     @classmethod
@@ -61,7 +61,7 @@ class Run:
             recipe: a scaled `Recipe`.
             seed: of the run.
             output: `pathlib.Path` of all runs of that scale.
-            label: what the folder is told apart by from others of the same regime and seed.
+            label: end of the folder's name, different for runs of the same regime and seed.
 
         Returns:
             A `Run`.
@@ -71,47 +71,47 @@ class Run:
 
     @property
     def title(self):
-        """What the run is called."""
+        """The name of the run in messages."""
         tuned = f", rate {self.recipe.learning_rate:g}" * bool(self.recipe.validation_fraction)
         return f"{self.recipe.name}{tuned}, seed {self.seeds[0]}"
 
     @property
     def arguments(self):
-        """What the worker has to know besides folder and settings, as strings."""
+        """Arguments of the job after folder and settings, as strings."""
         return ()
 
     @property
     def trainings(self):
-        """How often the recipe is trained."""
+        """Number of trainings of the recipe."""
         return 1
 
     @property
     def length(self):
-        """How long it is, in its unit."""
+        """The length of the run, in its unit."""
         return self.recipe.epochs
 
     @property
     def work(self):
-        """How much is computed, in a unit of no meaning."""
+        """The amount of computation, in arbitrary units."""
         epochs = self.recipe.epochs * self.trainings
         return WORK.get(self.recipe.model, 100) * examples(self.recipe) * epochs
 
     @property
     def config(self):
-        """What it depends on, as plain data."""
+        """All that the result depends on, as plain data."""
         return {**self.recipe.to_dict(), "seeds": list(self.seeds)}
 
     def finished(self):
-        """Whether there is a record, which may turn out to be damaged."""
+        """Whether there is a record. It is not read, so it may be damaged."""
         return (self.folder / RUN).exists()
 
     def done(self):
-        """How much of the length is finished, of a run that has no record yet."""
+        """The finished part of the length, of a run without a record."""
         names = [path.name for path in self.folder.glob("checkpoint-*.keras")]
         return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
 
     def record(self, say):
-        """The record, if the run is finished; one that cannot be used is set aside.
+        """The record of a finished run. A record that cannot be used is set aside.
 
         Args:
             say: function that prints a line.
@@ -122,7 +122,7 @@ class Run:
         return self.own(RUN, KEYS, say)
 
     def own(self, name, required, say):
-        """A record in the folder; one that is damaged or of another run is set aside.
+        """Read a record in the folder. A damaged record, or one of another run, is set aside.
 
         Args:
             name: of its file.
@@ -142,7 +142,7 @@ class Run:
         return found
 
     def outcome(self, record):
-        """What came of it, in words.
+        """The result in words.
 
         Args:
             record: of the run.

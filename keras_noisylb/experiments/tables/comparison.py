@@ -94,7 +94,7 @@ def rows(summary, reported):
 
 
 def caption(options, reported):
-    """What the table shows, in words.
+    """The caption of the table.
 
     Args:
         options: the options of the comparison.

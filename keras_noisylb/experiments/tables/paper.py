@@ -43,8 +43,8 @@ def summarize(runs, records):
         records: list of their records, `None` for those that are not finished.
 
     Returns:
-        List of dictionaries with the keys `FIELDS`; accuracies in percent. What there is too
-        little for is `None`.
+        List of dictionaries with the keys `FIELDS`; accuracies in percent. A number that
+        needs more runs is `None`.
     """
     found = {}  # of cell to its recipe, its accuracies and the number of runs that diverged
     for run, record in zip(runs, records, strict=True):
@@ -112,7 +112,7 @@ def cells(lines):
 
 
 def caption(table, scale, tuned):
-    """What the table shows, in words.
+    """The caption of the table.
 
     Args:
         table: "2" or "3".

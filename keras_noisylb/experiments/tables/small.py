@@ -49,8 +49,8 @@ def summarize(runs, records):
         records: list of their records, `None` for those that are not finished.
 
     Returns:
-        List of dictionaries with the keys `FIELDS`; accuracies in percent. What there is too little
-        for is `None`.
+        List of dictionaries with the keys `FIELDS`; accuracies in percent. A number that needs
+        more runs is `None`.
     """
     found = {}  # of recipe name to the recipe and dictionaries of seed to metrics
     for run, record in zip(runs, records, strict=True):
@@ -149,7 +149,7 @@ def cells(lines):
 
 
 def caption():
-    """What the table shows, in words."""
+    """The caption of the table."""
     return (
         "rate: peak learning rate. λ: multiplier of the noise. part: of the training with noise, "
         "or with small batches. T: temperature at the peak rate. held-out %, test %: accuracy "

@@ -1,4 +1,4 @@
-"""The learning rate of each cell, best on a held-out part of the training set."""
+"""The learning rate of each cell that is best on a held-out part of the training set."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ HELD_OUT = 1 / 6  # of the training set: 10,000 of MNIST's 60,000 images
 
 
 def tried(recipe, rate):
-    """A recipe with a rate that is tried, as it is trained.
+    """The recipe that is trained to try a learning rate.
 
     Args:
         recipe: a `Recipe`.
@@ -40,7 +40,7 @@ def grid(table, scale, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
         seeds: number of seeds, counted from 0.
-        factors: what the recipe's rate is multiplied by, one run for each.
+        factors: factors of the recipe's rate, one run for each.
 
     Returns:
         List of `Run`, which report on images that they were not trained on.
@@ -66,7 +66,7 @@ def grid(table, scale, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for one cell.
+    """The result for one cell.
 
     Args:
         name: of the recipe.
@@ -85,12 +85,12 @@ class Tuned:
 
     @property
     def at_an_end(self):
-        """Whether the best rate is the lowest or highest tried, so that a better may lie beyond."""
+        """Whether the best rate is the lowest or highest tried: a better may lie outside."""
         return self.learning_rate in {min(self.accuracies), max(self.accuracies)}
 
 
 def finished(folder, scale, say):
-    """All that was tuned in a folder, by this command and earlier ones.
+    """The finished runs of a folder, of this command and of earlier ones.
 
     Args:
         folder: `pathlib.Path` of all runs of the scale.
@@ -147,7 +147,7 @@ def summarize(found):
 
 
 def to_dict(cells, scale):
-    """What was found, as plain data for a file.
+    """The results as plain data for a file.
 
     Args:
         cells: list of `Tuned`.

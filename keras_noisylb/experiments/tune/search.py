@@ -1,4 +1,4 @@
-"""What a recipe leaves open, searched by KerasTuner on a held-out part of the training set."""
+"""A search by KerasTuner for the values of a recipe, on a held-out part of the training set."""
 
 import contextlib
 import dataclasses
@@ -32,13 +32,14 @@ OF_TRAINING = PARTS[:4]  # the others are arguments of the noise
 
 
 def choices(recipe):
-    """What each part of a recipe is searched in; the recipe's own value comes first.
+    """The values that are searched for each part of a recipe. The recipe's own value comes first.
 
     Args:
         recipe: a `Recipe`.
 
     Returns:
-        Dictionary of the parts that it has to tuples; of the learning rate, the range is given.
+        Dictionary of the parts that it has to tuples of values; for the learning rate, the tuple is
+        the range.
     """
     own = recipe.options(0)
     rate, size = recipe.learning_rate, recipe.small_batch_size
@@ -123,7 +124,7 @@ def run(folder, recipe, parts, seeds, max_trials, settings):
         seed=1,  # KerasTuner takes 0 for none
         directory=folder.parent,
         project_name=folder.name,
-        max_consecutive_failed_trials=max_trials + 1,  # a rate that diverges is an answer
+        max_consecutive_failed_trials=max_trials + 1,  # a rate that diverges is a result, too
     )
     train = {"x": split.x_train, "y": split.y_train}
     if recipe.augment:
