@@ -185,7 +185,7 @@ def trained_at_once(folder, build, regime, rate, options, seed, split, say, call
     return {"diverged_epoch": None}, {"epochs": [epoch] * options.epochs}
 
 
-@pytest.mark.parametrize("number", [name for name in FIGURES if name != "temperature"])
+@pytest.mark.parametrize("number", ["1", "2", "3", "4", "5a", "5b"])
 def test_every_figure_is_written_and_drawn_again(tmp_path, monkeypatch, number):
     if number == "3":  # trained in earnest below
         monkeypatch.setattr(training, "train_run", trained_at_once)

@@ -100,7 +100,7 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     wait(lambda: not any(running(child) for child in children.split()))
     before = (first / "run.json").read_bytes()
     assert not (second / "run.json").exists()
-    done = Run(small("lb-diagonal"), second).done()
+    done = Run(small("lb-diagonal"), (0,), second).done()
     assert 1 <= done < EPOCHS
 
     monkeypatch.setattr(execute, "ask", lambda *arguments: "")
