@@ -40,6 +40,7 @@ from keras_noisylb.schedules import (
 )
 from keras_noisylb.training.loop import noisy_gradients
 from keras_noisylb.training.model import NoisyModel
+from keras_noisylb.training.workers import multi_worker_strategy
 
 __version__ = importlib.metadata.version("keras-noisylb")
 
@@ -48,6 +49,7 @@ __all__ = [
     "NoisyModel",
     "NoisyOptimizer",
     "noisy_gradients",
+    "multi_worker_strategy",
     "report",
     "advise",
     "compare",

@@ -1,11 +1,7 @@
 """Options that are errors under a distribution strategy, and the reason for it."""
 
-import contextlib
-import os
 import pathlib
-import socket
-import subprocess
-import sys
+import runpy
 
 import keras
 import numpy as np
@@ -14,6 +10,8 @@ import tensorflow as tf
 from oracle import on_devices
 
 import keras_noisylb as nlb
+
+UPSTREAM = pathlib.Path(__file__).parent.parent / "docs" / "upstream"
 
 
 def compiled(strategy, optimizer_options=None, **compile_options):
@@ -33,7 +31,6 @@ def two_devices():
 REFUSED = [
     ("gradient_accumulation_steps", {"gradient_accumulation_steps": 2}, {}),
     ("ema_overwrite_frequency", {"use_ema": True, "ema_overwrite_frequency": 2}, {}),
-    ("steps_per_execution", {}, {"steps_per_execution": 2}),
     ("jit_compile", {}, {"jit_compile": True}),
 ]
 
@@ -45,19 +42,33 @@ def test_what_keras_cannot_do_is_refused(two_devices, option, of_optimizer, of_c
     compiled(tf.distribute.get_strategy(), of_optimizer, **of_compile)
 
 
-# Several steps per execution fail with TensorFlow's default collectives, not to be tried here:
-# they would stay broken for the rest of the process.
-BY_ANY_REDUCTION = [case for case in REFUSED if case[0] != "steps_per_execution"]
-
-
-@pytest.mark.parametrize(("option", "of_optimizer", "of_compile"), BY_ANY_REDUCTION)
-def test_keras_still_cannot_do_it(two_devices, option, of_optimizer, of_compile):
-    with two_devices.scope():
-        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        model.compile(keras.optimizers.SGD(0.1, **of_optimizer), loss="mse", **of_compile)
-    x, y = np.ones((16, 4), "float32"), np.ones((16, 3), "float32")
+@pytest.mark.parametrize("option", [option for option, *_ in REFUSED])
+def test_keras_still_cannot_do_it(two_devices, option):
+    train = runpy.run_path(str(UPSTREAM / "mirrored_strategy.py"))["train"]
     with pytest.raises((RuntimeError, tf.errors.InvalidArgumentError)):
-        model.fit(x, y, batch_size=8, verbose=0)
+        train(two_devices, option)
+
+
+def test_several_steps_per_execution(two_devices, rng):
+    x, y = rng.standard_normal((20, 4)), rng.standard_normal((20, 3))
+    trained = []
+    for steps in (1, 2):  # of three
+        keras.utils.set_random_seed(0)
+        model = compiled(two_devices, steps_per_execution=steps)
+        model.fit(x, y, batch_size=8, epochs=2, verbose=0, shuffle=False)
+        trained.append([
+            *model.get_weights(),
+            *model.evaluate(x, y, 8, 0, return_dict=True).values(),
+        ])
+    for one, several in zip(*trained, strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-6)
+
+
+def test_several_steps_per_execution_are_refused_where_devices_reduce_collectively():
+    # Not to be tried: collective operations would stay broken for the rest of the process.
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with pytest.raises(ValueError, match=r"steps_per_execution.*ReductionToOneDevice"):
+        compiled(strategy, steps_per_execution=2)
 
 
 @pytest.mark.parametrize("option", ["clipnorm", "global_clipnorm", "clipvalue"])
@@ -88,37 +99,3 @@ def test_an_overflow_on_one_device_skips_the_update_on_all(two_devices):
     for variable in model.trainable_variables:
         first, second = variable.value.values
         np.testing.assert_array_equal(first.numpy(), second.numpy())
-
-
-@pytest.fixture
-def reserved_ports():
-    """Two ports that nobody else is given: the sockets stay open, and the workers share them."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for reserved in sockets:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(("", 0))
-        yield [str(reserved.getsockname()[1]) for reserved in sockets]
-
-
-def test_keras_cannot_train_with_several_workers(reserved_ports):
-    script = pathlib.Path(__file__).with_name("multi_worker_keras.py")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(task), *reserved_ports],
-            env={**os.environ, "TF_GRPC_REUSE_PORT": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for task in range(2)
-    ]
-    for worker in workers:
-        output, errors = worker.communicate()
-        assert worker.returncode != 0 and "trained" not in output
-        assert "PerReplica" in errors
-
-
-def test_several_workers_are_refused():
-    with pytest.raises(ValueError, match="MultiWorkerMirroredStrategy"):
-        compiled(tf.distribute.MultiWorkerMirroredStrategy())

@@ -16,16 +16,19 @@ from keras_noisylb.gradients.stored import StoredStatistic
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.training.batch_check import BatchSizeCheck, LargestBatch
+from keras_noisylb.training.multi_worker import MultiWorkerModel, averaged_by_keras
 from keras_noisylb.training.noise_end import NoiseEnd, check_noise_end
 from keras_noisylb.training.parameter_noise import ParameterNoise
 from keras_noisylb.training.randomness import Draws, seed_states
 from keras_noisylb.training.step import Parts, Step
 from keras_noisylb.training.strategies import check_strategy, on_any_device
+from keras_noisylb.training.worker_callbacks import for_workers
+from keras_noisylb.training.workers import of_chief
 from keras_noisylb.types import AddLossReduction, Nested, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_noisylb")
-class NoisyModel(keras.Model):
+class NoisyModel(MultiWorkerModel):
     """Wraps a Keras model so that `fit` adds the noise of a `NoisyOptimizer` to its gradients.
 
     Losses, metrics, callbacks and data are as in `keras.Model`. When the noise has ended, and with
@@ -99,6 +102,8 @@ class NoisyModel(keras.Model):
             while hasattr(inner, "inner_optimizer"):
                 inner = inner.inner_optimizer
             check_strategy(self, inner)
+        if noisy is not None:
+            noisy.seed = of_chief(self.distribute_strategy, noisy.seed)
         if noisy is not None and noisy.noise.update_every > 1:
             if not self.built:
                 raise ValueError(
@@ -128,11 +133,17 @@ class NoisyModel(keras.Model):
         **kwargs: Any,
     ) -> keras.callbacks.History:
         noisy = find_noisy(self.optimizer)
+        arrays = all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x))
+        callbacks = for_workers(
+            keras.tree.flatten(callbacks or []),
+            self.distribute_strategy,
+            shuffled=arrays and kwargs.get("shuffle", True),
+        )
         if noisy is not None or self.num_microbatches:
             check = BatchSizeCheck(noisy, self, self._largest_batch)
             ends = [] if noisy is None else [NoiseEnd(noisy)]
-            callbacks = [*keras.tree.flatten(callbacks or []), check, *ends]
-            if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
+            callbacks = [*callbacks, check, *ends]
+            if arrays:
                 check.check(batch_size or 32)
                 self._build_state(x, y)
             elif isinstance(x, keras.utils.PyDataset):
@@ -181,6 +192,7 @@ class NoisyModel(keras.Model):
             object.__setattr__(self, "_monitors", monitors)
             self.train_function = None  # Keras traces the step again
 
+    @averaged_by_keras
     def train_step(self, data: Nested) -> dict[str, Tensor]:
         noisy = find_noisy(self.optimizer)
         if noisy is None and not self.num_microbatches and not self._monitors:

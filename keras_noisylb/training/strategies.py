@@ -4,6 +4,16 @@ import warnings
 
 import tensorflow as tf
 
+_INSTEAD = {
+    "gradient_accumulation_steps": (
+        "NoisyModel(num_microbatches=...) also makes large batches fit, on several devices too."
+    ),
+    "steps_per_execution": (
+        "It works with MirroredStrategy(cross_device_ops=tf.distribute.ReductionToOneDevice()); or "
+        "leave it out."
+    ),
+}
+
 
 def check_strategy(model, optimizer):
     """Refuse a compiled model that Keras cannot train on several devices.
@@ -17,25 +27,23 @@ def check_strategy(model, optimizer):
     """
     strategy = model.distribute_strategy
     name = type(strategy).__name__
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        raise ValueError(
-            "Keras 3 cannot train under MultiWorkerMirroredStrategy: it fails before the first "
-            "step, also without this package. Use MirroredStrategy on the devices of one machine."
-        )
     if strategy.num_replicas_in_sync == 1:
         return
     refused = {
         "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
         "ema_overwrite_frequency": optimizer.use_ema and optimizer.ema_overwrite_frequency,
-        "steps_per_execution": model.steps_per_execution > 1 and model.steps_per_execution,
+        "steps_per_execution": (
+            model.steps_per_execution > 1
+            and not _reduces_by_copies(strategy)
+            and model.steps_per_execution
+        ),
         "jit_compile": model.jit_compile is True,
     }
     for option, value in refused.items():
         if value:
+            way = _INSTEAD.get(option, "Leave it out, or train on one device.")
             raise ValueError(
-                f"Keras cannot train with `{option}` under {name}. Leave it out, or train on one "
-                f"device; NoisyModel(num_microbatches=...) also makes large batches fit. Received: "
-                f"{option}={value}"
+                f"Keras cannot train with `{option}` under {name}. {way} Received: {option}={value}"
             )
     for option in ("clipnorm", "global_clipnorm", "clipvalue"):
         value = getattr(optimizer, option)
@@ -45,6 +53,17 @@ def check_strategy(model, optimizer):
                 f"{option}={value} does not act as on one device.",
                 stacklevel=3,
             )
+
+
+def _reduces_by_copies(strategy):
+    """Whether devices are summed by copies: collective operations fail in Keras' loop of steps.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+    """
+    by_copies = (tf.distribute.ReductionToOneDevice, tf.distribute.HierarchicalCopyAllReduce)
+    # TensorFlow has no public name for it. Without this one the option stays refused.
+    return isinstance(getattr(strategy.extended, "_cross_device_ops", None), by_copies)
 
 
 def on_any_device(condition):

@@ -1,6 +1,7 @@
 """The smallest plain Keras training under MultiWorkerMirroredStrategy; Keras 3.15 cannot do it.
 
-python tests/multi_worker_keras.py 0 20001 20002 & python tests/multi_worker_keras.py 1 20001 20002
+cd docs/upstream
+python multi_worker.py 0 20001 20002 & python multi_worker.py 1 20001 20002
 """
 
 import json
