@@ -62,14 +62,13 @@ with strategy.scope():
         nlb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
             nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
+            noise_fraction=0.25,
             seed=0,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-callbacks = [nlb.NoiseTermination(fraction=0.25)]
-if options.backup:
-    callbacks.append(keras.callbacks.BackupAndRestore(options.backup))
+callbacks = [keras.callbacks.BackupAndRestore(options.backup)] if options.backup else []
 history = model.fit(
     x_train,
     y_train,

@@ -119,6 +119,11 @@ def own_loop(model: keras.Model, x: np.ndarray, y: np.ndarray) -> list[Any]:
     return [g + n for g, n in zip(gradient, added, strict=True)]
 
 
+def on_several_machines() -> None:
+    strategy = nlb.multi_worker_strategy(None, timeout=60)
+    assert_type(strategy, Any)
+
+
 def before_a_run(model: keras.Model) -> None:
     report = assert_type(nlb.report(model, nlb.FisherTrace(64), 4096, memory=8), Report)
     assert_type(report.rows, list[Row])
