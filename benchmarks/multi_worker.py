@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import statistics
 import subprocess
@@ -86,6 +87,7 @@ def make_steps(strategy, model_name, batch_size):
 
 def work(options):
     """One worker: it runs a case whenever it is told a number of steps, and says the seconds."""
+    signal.alarm(3600)  # whatever happens to the parent, nothing is left behind
     os.sched_setaffinity(0, {options.core})
     import tensorflow as tf
 

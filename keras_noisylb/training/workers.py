@@ -1,5 +1,6 @@
 """The workers of a cluster: one process each, all of them in one strategy."""
 
+import atexit
 import contextlib
 import re
 import socket
@@ -54,6 +55,9 @@ def multi_worker_strategy(
         )
     check_not_started()
     meet(workers, own, timeout)
+    first, *others = workers
+    if own == first:
+        atexit.register(wait_until_left, [workers[key] for key in others])
     return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 
@@ -184,6 +188,20 @@ def meet(workers, own, timeout):
                     "wait for longer, with a larger `timeout`."
                 )
             time.sleep(0.2 if missing else 0)
+
+
+def wait_until_left(addresses, timeout=30.0):
+    """Let the other workers end first, because they take leave of the chief.
+
+    One that finds it gone may wait for minutes before it ends.
+
+    Args:
+        addresses: those of the other workers.
+        timeout: seconds after which they are left alone.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and any(_answers(address) for address in addresses):
+        time.sleep(0.2)
 
 
 def _answers(address):
