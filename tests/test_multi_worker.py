@@ -101,7 +101,7 @@ def assert_noise_has_the_covariance_of_the_large_batch(updates, start):
     assert (np.abs(correlations) < 5 / np.sqrt(steps)).all()
 
 
-@pytest.mark.filterwarnings("ignore:A NoisyModel compiled with SGD trains without noise")
+@pytest.mark.filterwarnings("ignore:A NoisyModel .* trains without noise")
 def test_two_workers_train_as_two_devices(tmp_path, float64):
     with train("CHECKS", tmp_path) as processes:
         expected = {name: check(on_devices(2)) for name, check in checks.CHECKS.items()}
