@@ -176,6 +176,13 @@ def test_distributed():
 
 
 @pytest.mark.slow
+def test_multi_worker():
+    printed = run_process("multi_worker", "--examples", "1000", "--epochs", "1")
+    losses = re.findall(r"worker \d of 2: validation losses (.*)", printed)
+    assert len(losses) == 2 and losses[0] == losses[1]
+
+
+@pytest.mark.slow
 def test_large_batch_on_small_memory():
     printed = run_process("large_batch_on_small_memory")
     rows = re.findall(

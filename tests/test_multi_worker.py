@@ -19,7 +19,7 @@ import worker_checks as checks
 from oracle import on_devices, one_by_one
 from small_nets import CROSSENTROPY
 
-from keras_noisylb.training import workers
+from keras_noisylb.training import worker_callbacks, workers
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 
@@ -172,6 +172,14 @@ def test_a_process_outside_of_the_cluster_is_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match="set TF_CONFIG="):
         workers.multi_worker_strategy()
+
+
+def test_a_backup_that_several_fits_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_callbacks, "several_workers", lambda strategy: True)
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    shared = keras.callbacks.CallbackList([backup])
+    with pytest.raises(ValueError, match="BackupAndRestore works in one call of `fit`"):
+        worker_callbacks.for_workers([shared], None, shuffled=False)
 
 
 def test_keras_builds_models_by_the_method_that_is_replaced(monkeypatch):

@@ -20,9 +20,21 @@ def for_workers(callbacks, strategy, shuffled):
 
     Returns:
         List of callbacks.
+
+    Raises:
+        ValueError: if several calls of `fit` share a backup, as those of a `BatchChange` do.
     """
     if not several_workers(strategy):
         return callbacks
+    for shared in callbacks:
+        if isinstance(shared, keras.callbacks.CallbackList) and any(
+            isinstance(c, keras.callbacks.BackupAndRestore) for c in shared.callbacks
+        ):
+            raise ValueError(
+                "With several workers, BackupAndRestore works in one call of `fit`, not in a "
+                "BatchChange or a CallbackList: every worker would write the same files. Leave it "
+                "out there, or train on one worker."
+            )
     if not is_chief(strategy):
         callbacks = [
             BackupOfChief(c) if type(c) is keras.callbacks.BackupAndRestore else c
