@@ -50,14 +50,15 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             receives. Momentum accumulates this noise; clipping and weight decay act on it as on any
             gradient. `"update"`: the learning rate times the noise is added to the parameters
             after each update. This is equation 2 of Wen et al. 2020 for any momentum.
-        seed: integer seed of the noise. `None` draws a seed, which `get_config` returns.
+        seed: integer seed of the noise, of 32 bits. `None` draws a seed, which `get_config`
+            returns.
         name: name of the optimizer.
 
     Raises:
         ValueError: if `inner_optimizer` is no Keras optimizer, or a `LossScaleOptimizer` or
             `NoisyOptimizer`; if `noise` is no noise or does not allow the placement; if
             `noise_steps` is no non-negative integer; if `noise_fraction` is outside of [0, 1]; if
-            both of them are given.
+            both of them are given; if `seed` is no integer of 32 bits.
         RuntimeError: for a step with `noise_fraction` before `NoisyModel.fit` has run, as in
             `train_on_batch` and custom loops.
 
@@ -105,6 +106,7 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             )
         check_placement(placement, noise)
         _check_fraction(noise_fraction, noise_steps)
+        _check_seed(seed)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.noise = noise
@@ -285,6 +287,16 @@ def _check_fraction(fraction, steps):
         raise ValueError(
             "`noise_fraction` must be a fraction of the training, a number from 0 to 1. Received: "
             f"noise_fraction={fraction!r}"
+        )
+
+
+def _check_seed(seed):
+    """Raise `ValueError` if an argument `seed` is neither an integer of 32 bits nor `None`."""
+    is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if seed is not None and (not is_integer or not -(2**31) <= seed < 2**31):
+        raise ValueError(
+            "`seed` must be an integer from -2**31 to 2**31 - 1, or None to draw one. Received: "
+            f"seed={seed!r}"
         )
 
 

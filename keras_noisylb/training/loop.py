@@ -7,6 +7,7 @@ from keras_noisylb.gradients import objective
 from keras_noisylb.gradients.batch import Batch
 from keras_noisylb.gradients.labels import labels_for
 from keras_noisylb.noise import Noise
+from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.training.randomness import Draws
 from keras_noisylb.training.step import Parts, Step
 from keras_noisylb.types import AddLossReduction, Loss, Nested, Tensor
@@ -49,8 +50,8 @@ def noisy_gradients(
         without gradient has `None` in both. An optimizer gets the sum of the two.
 
     Raises:
-        ValueError: if the noise cannot be computed for the model, or if `add_loss_reduction` is
-            wrong or missing.
+        ValueError: if the noise cannot be computed for the model, if `num_microbatches` is no
+            positive integer, or if `add_loss_reduction` is wrong or missing.
 
     Example:
     ```python
@@ -62,6 +63,7 @@ def noisy_gradients(
     )
     ```
     """
+    positive_integer("num_microbatches", num_microbatches, "1 to cut no batches")
     x, y, sample_weight = keras.tree.map_structure(
         lambda a: None if a is None else keras.ops.convert_to_tensor(a), (x, y, sample_weight)
     )

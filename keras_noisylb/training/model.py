@@ -55,7 +55,8 @@ class NoisyModel(MultiWorkerModel):
         ValueError: if `model` is no Keras model, is a `NoisyModel`, or overrides methods of
             training or evaluation; if `add_loss_reduction` is wrong, or missing in `fit`; if the
             batch size is not larger than the `small_batch_size` of the noise; if a batch has fewer
-            ghost batches than microbatches.
+            ghost batches than microbatches; if `fit` comes before `compile`; if `save` gets a path
+            to an HDF5 file, from which the model could not be loaded.
 
     Example:
     ```python
@@ -132,6 +133,11 @@ class NoisyModel(MultiWorkerModel):
         callbacks: list[keras.callbacks.Callback] | None = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
+        if not self.compiled:
+            raise ValueError(
+                "`fit` expects a compiled model. Received: a NoisyModel that is not compiled. Call "
+                "model.compile(keras_noisylb.NoisyOptimizer(optimizer, noise), loss) before."
+            )
         noisy = find_noisy(self.optimizer)
         arrays = all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x))
         callbacks = for_workers(
@@ -203,6 +209,8 @@ class NoisyModel(MultiWorkerModel):
             lambda a: tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a, data
         )
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if not self.built:
+            self(x)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         target = Objective(
             self,
@@ -216,6 +224,8 @@ class NoisyModel(MultiWorkerModel):
         )
         batch = Batch(x, y, sample_weight)
         self._largest_batch.update_state(batch.num_examples)
+        if not self.trainable_variables:
+            return super().train_step(data)  # as in Keras: a warning, and no update
         scale = tf.convert_to_tensor(self.optimizer.scale_loss(1.0))
         parts = Parts(replicas, unit=scale / replicas)
         if noisy is not None:
@@ -287,6 +297,18 @@ class NoisyModel(MultiWorkerModel):
         measured = tf.logical_and(noise_on, is_due)
         stored.keep(outcome.stored, measured, noisy.iterations, parts.unit)
         return outcome
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "A NoisyModel cannot be loaded from HDF5. Expected: a path that ends with .keras. "
+                f"Received: filepath={str(filepath)!r}. For the weights alone use `save_weights`."
+            )
+        super().save(filepath, *args, **kwargs)
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        # The inputs of the wrapped model are known even if the wrapper was never called.
+        self.model.export(*args, **kwargs)
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         super().save_own_variables(store)
