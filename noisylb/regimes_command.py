@@ -12,9 +12,9 @@ def regimes():
     """List the regimes, with the noise and the cost that they have by default."""
 
     def show(module):
-        rows = []
+        rows, options = [], Options()
         for name, regime in module.REGIMES.items():
-            noise = regime.noise(Options())
+            noise = regime.noise(options, options.learning_rates["lb"])
             kind = "–" if noise is None else type(noise).__name__
             rows.append((name, regime.title(), regime.batch, kind, f"{regime.cost:g}"))
         caption = (

@@ -78,7 +78,7 @@ command(
     "compare",
     "compare",
     "Train one regime, with the options of `compare`.",
-    regimes=ONE_REGIME,
+    regimes=("--regime", "lb-full-split", ONE_REGIME[2]),
     output=("--output", "results/train", "Folder of the results. Runs in it continue."),
 )
 command(

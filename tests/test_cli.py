@@ -57,7 +57,8 @@ finally:
         ("--estimator best", "--estimator received 'best'"),
         ("--damping 0", "--damping received 0.0"),
         ("--regimes multiplicative --placement update", "placement="),
-        ("--conv uncorrelated --engine vectorized_map", "engine="),
+        ("--regimes lb-diagonal --conv uncorrelated --engine vectorized_map", "engine="),
+        ("--optimizer adamw", "the match is known for sgd only"),
         ("--train-size 20000", "--train-size received 20000, expected at most 10000"),
         ("--train-size 40", "--small-batch-size received 50, expected less than"),
     ],
@@ -83,8 +84,8 @@ def test_train_runs_one_regime(tmp_path):
     folder = tmp_path / "run"
     result = invoke("train", *arguments, "--epochs", "1", "--output", str(folder))
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["lb-diagonal-seed0"]
-    assert "4/4" in result.output and "LB + diagonal" in result.output
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["lb-full-split-seed0"]
+    assert "4/4" in result.output and "LB + full (split)" in result.output
 
 
 def test_report_tells_layer_by_layer():

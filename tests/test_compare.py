@@ -269,7 +269,7 @@ def test_regimes_take_their_options(tmp_path):
     noisy, steps = train.compiled(
         model, REGIMES["lb-diagonal"], 0.1, options(tmp_path, epochs=10), 100, 5
     )
-    assert isinstance(noisy, NoisyModel) and steps == 8 == noisy.optimizer.noise_steps
+    assert isinstance(noisy, NoisyModel) and steps == 15 == noisy.optimizer.noise_steps
     rates = [float(noisy.optimizer.inner_optimizer._learning_rate(k)) for k in (0, 14, 15, 22)]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.01, 0.001], rtol=1e-5)
 
@@ -304,13 +304,15 @@ def test_every_regime_trains(tmp_path):
     assert len(set(losses.values())) == len(losses)
     assert NOISES.keys() == {name for name, regime in REGIMES.items() if regime.make_noise}
     for name, (kind, expected) in NOISES.items():
-        noise = REGIMES[name].noise(options(tmp_path))
+        noise = REGIMES[name].noise(options(tmp_path), 0.1)
         assert type(noise).__name__ == kind
         assert {key: getattr(noise, key) for key in expected} == expected
 
 
 def test_noise_options_reach_the_regimes(tmp_path):
-    chosen = options(tmp_path, estimator="weighted", fisher="true", damping=0.5, update_every=7)
+    chosen = options(
+        tmp_path, estimator="weighted", fisher="true", damping=0.5, update_every=7, multiplier=1.0
+    )
     assert REGIMES["lb-diagonal"].noise(chosen).estimator == "weighted"
     assert REGIMES["lb-trace"].noise(chosen).fisher == "true"
     assert REGIMES["lb-diagonal-split"].noise(chosen).fisher == "empirical"

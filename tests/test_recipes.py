@@ -153,7 +153,7 @@ def test_every_recipe_makes_options(name):
     options = recipe.options(0)
     ((regime, rate),) = choose(options).values()
     assert rate == recipe.learning_rate and options.ghost_batch_size == 128
-    noise = regime.noise(options)
+    noise = regime.noise(options, rate)
     assert (noise is None) == (recipe.noise_epochs is None)
 
 

@@ -16,7 +16,7 @@ def compare(
     train: Examples,
     test: Examples | None = None,
     *,
-    regimes: str | Iterable[str] = ("sb", "lb", "lb-trace", "lb-diagonal", "lb-diagonal-split"),
+    regimes: str | Iterable[str] = ("sb", "lb", "lb-diagonal-split", "lb-full-split"),
     large_batch_size: int = 1000,
     small_batch_size: int = 50,
     learning_rate: float | Mapping[str, float] | None = None,
@@ -55,7 +55,7 @@ def compare(
         epochs: of every regime.
         seeds: number of seeds, or several seeds.
         output: folder of the results.
-        **options: further options of `noisylb compare`, with underscores: `multiplier="matched"`,
+        **options: further options of `noisylb compare`, with underscores: `multiplier=0.3`,
             `momentum=0.9`, `optimizer="adamw"`, `noise_fraction=0.5`, `train_size=1000`,
             `quiet=True`, …
 

@@ -55,7 +55,7 @@ class Options:
     """
 
     regimes: str = option(
-        "sb,lb,lb-trace,lb-diagonal,lb-diagonal-split",
+        "sb,lb,lb-diagonal-split,lb-full-split",
         "Regimes to train, separated by commas. `noisylb regimes` lists them.",
     )
     model: str = option(
@@ -80,10 +80,10 @@ class Options:
     momentum: float = option(0.9, "Momentum of SGD.")
     warmup_fraction: float = option(0.05, "Part of the training with linear warm-up.")
     noise_fraction: float = option(
-        0.25, "Part of the training with noise, or with the small batch in batch-change."
+        0.5, "Part of the training with noise, or with the small batch in batch-change."
     )
     multiplier: float | Literal["matched"] = option(
-        0.3,
+        "matched",
         "λ, the factor of the noise; 1 in the paper. matched: the λ with the temperature of SB.",
         parser=number_or_matched,
     )
