@@ -192,8 +192,10 @@ def do(execute, runs, settings, folder, console, report, jobs=1):
     Raises:
         typer.Exit: if a run failed.
     """
+    from keras_noisylb.experiments import folders
+
     execute.check_data(runs, settings)
-    with execute.alone(folder):
+    with folders.alone(folder):
         left = execute.prepare(runs, typer.echo)
         try:
             failed = execute.work(left, settings, console, jobs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_noisylb import data, models
-from keras_noisylb.experiments import compare, records, splits, train
+from keras_noisylb.experiments import compare, folders, records, splits, train
 from keras_noisylb.experiments.journal import Journal, checkpoint
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.gradients import accumulate
@@ -175,6 +175,37 @@ def test_other_options_are_refused(finished, tmp_path):
     assert "epochs (there 1, now 2)" in message and "momentum (there 0.9, now 0.5)" in message
     assert "--output" in message and "large_batch_size" not in message
     assert tree(tmp_path) == before
+
+
+def test_results_of_unknown_options_are_refused(finished, tmp_path):
+    (tmp_path / "run" / "config.json").unlink()
+    before = tree(tmp_path)
+    with pytest.raises(compare.CompareError, match=r"config\.json is missing, so the options of"):
+        compare.compare(options(tmp_path, regimes="lb", epochs=1, momentum=0.5))
+    (tmp_path / "run" / "summary.json").unlink()  # interrupted before it was written
+    with pytest.raises(compare.CompareError, match=r"lb-seed0/history\.json are unknown"):
+        compare.compare(finished)
+    assert before.keys() - tree(tmp_path).keys() == {tmp_path / "run" / "summary.json"}
+
+
+def test_two_comparisons_in_one_folder_are_refused(finished, tmp_path):
+    other = pytest.raises(compare.CompareError, match="Another `noisylb` process works in")
+    with folders.alone(tmp_path / "run"), other:
+        compare.compare(finished)
+    assert compare.compare(finished)
+
+
+def test_a_folder_takes_more_seeds_and_regimes(finished, tmp_path, capsys):
+    more = dataclasses.replace(finished, regimes="lb,sb", seeds="2")
+    summary = compare.compare(more)
+    assert capsys.readouterr().out.count("not trained again") == 1
+    recorded = load(tmp_path / "run" / "config.json")["options"]
+    assert (recorded["regimes"], recorded["seeds"]) == (["lb", "sb"], [0, 1])
+    fresh = dataclasses.replace(more, output=str(tmp_path / "fresh"))
+    assert measured(compare.compare(fresh)) == measured(summary)
+    assert_same_results(tmp_path / "run", tmp_path / "fresh")
+    assert list(compare.compare(finished)) == ["lb"]  # fewer are shown, and none is forgotten
+    assert load(tmp_path / "run" / "config.json")["options"] == recorded
 
 
 def test_divergence_is_reported_and_stops_no_other(tmp_path, capsys):

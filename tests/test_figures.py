@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_noisylb import data, gradients, models
-from keras_noisylb.experiments import records, splits
+from keras_noisylb.experiments import folders, records, splits
 from keras_noisylb.experiments.figures import (
     figure1,
     figure2,
@@ -269,6 +269,18 @@ def test_other_options_are_refused(tmp_path):
         make("4", tiny(tmp_path, runs=300))
     with pytest.raises(CompareError, match=r"figure \(there '4', now '1'\)"):
         make("1", tiny(tmp_path))
+
+
+def test_two_figures_in_one_folder_are_refused(tmp_path):
+    with folders.alone(tmp_path), pytest.raises(CompareError, match="Another `noisylb` process"):
+        make("4", tiny(tmp_path))
+
+
+def test_numbers_of_unknown_options_are_refused(tmp_path):
+    make("4", tiny(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CompareError, match=r"config\.json is missing, .*figure4\.json are"):
+        make("4", tiny(tmp_path, runs=300))
 
 
 def test_presets_can_be_run():

@@ -17,7 +17,7 @@ from scipy import special
 from typer.testing import CliRunner
 
 from keras_noisylb import models
-from keras_noisylb.experiments import records
+from keras_noisylb.experiments import folders, records
 from keras_noisylb.experiments.queue import estimate, execute, jobs, plan, process
 from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
 from keras_noisylb.experiments.records import CompareError
@@ -179,7 +179,7 @@ def test_a_folder_of_other_recipes_is_refused(tmp_path, small_row, monkeypatch):
 def test_two_queues_in_one_folder_are_refused(tmp_path, small_row, monkeypatch):
     monkeypatch.setattr(execute, "ask", lambda *arguments: "")
     monkeypatch.setattr(execute, "train", lambda *arguments: "not reached")
-    with execute.alone(tmp_path / "tiny"):
+    with folders.alone(tmp_path / "tiny"):
         result = table(tmp_path)
     assert result.exit_code == 2 and "Another `noisylb` process works in" in result.stderr
     assert [path.name for path in (tmp_path / "tiny").iterdir() if path.is_dir()] == []

@@ -5,7 +5,7 @@ import time
 
 from rich.console import Console
 
-from keras_noisylb.experiments import records, splits
+from keras_noisylb.experiments import folders, records, splits
 from keras_noisylb.experiments.figures import comparison as picture_of
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
@@ -16,6 +16,7 @@ from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
+GROWING = ("regimes", "seeds")  # each run is of one regime and one seed
 
 
 def prepare(options, problem=None):
@@ -47,6 +48,37 @@ def prepare(options, problem=None):
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     return regimes, build, data, problem.identity(network)
+
+
+def train_all(folder, options, regimes, build, data, say):
+    """Train every regime with every seed.
+
+    Args:
+        folder: `pathlib.Path` of the comparison.
+        options: its options.
+        regimes: dictionary of name to `(regime, learning rate)`.
+        build: function without arguments that builds the network.
+        data: the `Split`.
+        say: function that prints a line.
+
+    Returns:
+        Dictionary of name to list of `(record, history)`.
+    """
+    results = {name: [] for name in regimes}
+    began, number, total = time.perf_counter(), 0, len(regimes) * len(options.seed_list)
+    for seed in options.seed_list:
+        for name, (regime, rate) in regimes.items():
+            number += 1
+            batch, run = regime.batch_size(options), f"{regime.title(options)}, seed {seed}"
+            say(f"[{number}/{total}] {run}: batch {batch}, rate {rate:g}")
+            record, history = train_run(
+                folder / f"{name}-seed{seed}", build, regime, rate, options, seed, data, say
+            )
+            if record["diverged_epoch"] is not None:
+                say(f"{run}: diverged at epoch {record['diverged_epoch']}")
+            results[name].append((record, history))
+    say(f"{time.perf_counter() - began:.0f} s")
+    return results
 
 
 def report(folder, options, regimes, results, reported, console):
@@ -85,7 +117,8 @@ def report(folder, options, regimes, results, reported, console):
 def compare(options, problem=None):
     """Train every regime with every seed for equal epochs, and report what was measured.
 
-    Runs that are finished in the same folder are not trained again.
+    Runs that are finished in the same folder are not trained again. It may get more regimes and
+    seeds; the table has those of this call.
 
     Args:
         options: `noisylb.protocol.options.Options`, or an object with the same attributes.
@@ -112,20 +145,8 @@ def compare(options, problem=None):
 
     regimes, build, data, identity = prepare(options, problem)
     folder = pathlib.Path(options.output)
-    records.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED)
-    reported = "validation" if options.validation_fraction else "test"
-    results = {name: [] for name in regimes}
-    began, number, total = time.perf_counter(), 0, len(regimes) * len(options.seed_list)
-    for seed in options.seed_list:
-        for name, (regime, rate) in regimes.items():
-            number += 1
-            batch, run = regime.batch_size(options), f"{regime.title(options)}, seed {seed}"
-            say(f"[{number}/{total}] {run}: batch {batch}, rate {rate:g}")
-            record, history = train_run(
-                folder / f"{name}-seed{seed}", build, regime, rate, options, seed, data, say
-            )
-            if record["diverged_epoch"] is not None:
-                say(f"{run}: diverged at epoch {record['diverged_epoch']}")
-            results[name].append((record, history))
-    say(f"{time.perf_counter() - began:.0f} s")
-    return report(folder, options, regimes, results, reported, console)
+    with folders.alone(folder):
+        folders.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED, GROWING)
+        results = train_all(folder, options, regimes, build, data, say)
+        reported = "validation" if options.validation_fraction else "test"
+        return report(folder, options, regimes, results, reported, console)

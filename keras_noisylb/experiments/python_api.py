@@ -29,9 +29,9 @@ def compare(
 
     This is `noisylb compare`: it trains every regime with every seed, and writes a table, a picture
     and records to the folder `output`. Finished runs in that folder are not trained again, and
-    interrupted runs continue. A folder of another model, other data or other options is refused.
-    The record names the function and holds hashes of its source, its weights' shapes, and the
-    arrays. A run that diverges is a row of the table.
+    interrupted runs continue. A folder of another model, other data or other options is refused;
+    only regimes and seeds may be added. The record names the function and holds hashes of its
+    source, its weights' shapes, and the arrays. A run that diverges is a row of the table.
 
     The loss is the cross-entropy of logits and integer labels. The learning rate warms up and falls
     to a tenth after a half and three quarters of the updates.

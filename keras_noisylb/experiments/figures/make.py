@@ -3,7 +3,7 @@
 import importlib
 import pathlib
 
-from keras_noisylb.experiments import records
+from keras_noisylb.experiments import folders, records
 from keras_noisylb.experiments.records import CompareError
 from noisylb.protocol.figures import FIGURES
 
@@ -68,24 +68,25 @@ def make(name, setup, command, say):
         return {"command": command, "versions": records.versions(), "numbers": numbers}
 
     found = compute() if of_tables else None  # it writes nothing, and may find nothing to draw
-    records.open_folder(folder, {"figure": name, **options}, UNCOMPARED)
-    if not of_tables:
-        found = records.read_json(path, ("numbers",), say)
-        if found is None:
-            found = compute()
-        else:
-            say("The numbers were computed before; only drawn again.")
-    result = {
-        "figure": name,
-        "command": found["command"],
-        "options": {key: value for key, value in options.items() if key not in UNCOMPARED},
-        "versions": found["versions"],
-        "claims": figure.verdict(found["numbers"]),
-        "numbers": found["numbers"],
-    }
-    records.write_json(path, result, indent=None)
-    picture = figure.draw(found["numbers"])
-    for kind in ("png", "svg"):
-        with records.replacing(path.with_suffix(f".{kind}")) as temporary:
-            picture.savefig(temporary, format=kind, dpi=110, bbox_inches="tight")
-    return result
+    with folders.alone(folder):
+        folders.open_folder(folder, {"figure": name, **options}, UNCOMPARED)
+        if not of_tables:
+            found = records.read_json(path, ("numbers",), say)
+            if found is None:
+                found = compute()
+            else:
+                say("The numbers were computed before; only drawn again.")
+        result = {
+            "figure": name,
+            "command": found["command"],
+            "options": {key: value for key, value in options.items() if key not in UNCOMPARED},
+            "versions": found["versions"],
+            "claims": figure.verdict(found["numbers"]),
+            "numbers": found["numbers"],
+        }
+        records.write_json(path, result, indent=None)
+        picture = figure.draw(found["numbers"])
+        for kind in ("png", "svg"):
+            with records.replacing(path.with_suffix(f".{kind}")) as temporary:
+                picture.savefig(temporary, format=kind, dpi=110, bbox_inches="tight")
+        return result

@@ -6,7 +6,6 @@ import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from filelock import FileLock, Timeout
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,9 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from keras_noisylb.experiments import records
+from keras_noisylb.experiments import folders
 from keras_noisylb.experiments.queue.process import ask, process, reason
-from keras_noisylb.experiments.records import CompareError
 
 LOG = "log.txt"
 POLL = 0.5  # seconds
@@ -40,27 +38,6 @@ def check_data(runs, settings):
         ask("data", json.dumps(settings), *names)
 
 
-@contextlib.contextmanager
-def alone(folder):
-    """Lock a folder: two queues would write into the same runs.
-
-    Args:
-        folder: `pathlib.Path` of all runs; made if need be.
-
-    Raises:
-        CompareError: if another process works there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise CompareError(
-            f"Another `noisylb` process works in {folder}. Wait until it has ended, or choose "
-            "another --output."
-        ) from None
-
-
 def prepare(runs, say):
     """Find the unfinished runs, and check all folders before anything is trained.
 
@@ -76,7 +53,7 @@ def prepare(runs, say):
         OSError: if the folders cannot be written.
     """
     for run in runs:
-        records.open_folder(run.folder, run.config, ())
+        folders.open_folder(run.folder, run.config, ())
     left = [run for run in runs if run.record(say) is None]
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before.")
     return left

@@ -43,7 +43,7 @@ def train(folder, settings):
     """Train the recipe of a folder's `config.json`, or continue it, and write its one record.
 
     Args:
-        folder: of the run, made by `records.open_folder`.
+        folder: of the run, made by `folders.open_folder`.
         settings: arguments of `Recipe.options`, as JSON.
 
     Raises:
@@ -80,7 +80,7 @@ def search(folder, settings, max_trials):
     """Search around the recipe of a folder's `config.json`, or go on, and write the one record.
 
     Args:
-        folder: of the search, made by `records.open_folder`.
+        folder: of the search, made by `folders.open_folder`.
         settings: arguments of `Recipe.options`, as JSON.
         max_trials: number of trials, as a string.
 

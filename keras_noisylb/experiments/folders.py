@@ -1,0 +1,105 @@
+"""The folder of a run: of one command at a time, and of one set of options."""
+
+import contextlib
+import json
+
+from filelock import FileLock, Timeout
+
+from keras_noisylb.experiments import records
+from keras_noisylb.experiments.records import CompareError
+
+# What trainings, figures, tables and searches write in their folder, or in that of a seed.
+RESULTS = ("history.json", "record.json", "run.json", "summary.json", "oracle.json", "figure*.json")
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Lock a folder: two commands would write into the same runs.
+
+    Args:
+        folder: `pathlib.Path` of all runs; made if need be.
+
+    Raises:
+        CompareError: if another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CompareError(
+            f"Another `noisylb` process works in {folder}. Wait until it has ended, or choose "
+            "another --output."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_folder(folder, options, uncompared, growing=()):
+    """Make the folder of a run, or check that the one found belongs to the same options.
+
+    Args:
+        folder: `pathlib.Path`.
+        options: dictionary of the resolved options.
+        uncompared: names of the options that may differ.
+        growing: names of the options that are lists of independent parts. Those that are new are
+            added to the record.
+
+    Raises:
+        CompareError: if the folder holds a run of other options, or of unknown ones; nothing in it
+            is changed.
+    """
+    path = folder / "config.json"
+    options = json.loads(json.dumps(records.plain(options)))
+    if not path.exists():
+        for name in RESULTS:
+            for found in (*folder.glob(name), *folder.glob(f"*-seed*/{name}")):
+                raise unknown(f"{path} is missing", found)
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(path, {"options": options, "versions": records.versions()})
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["options"]
+        differing = records.differences(found, options, (*uncompared, *growing))
+        grown = {name: list(dict.fromkeys([*found[name], *options[name]])) for name in growing}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise unknown(f"{path} cannot be read", "the results beside it") from None
+    if differing:
+        raise CompareError(
+            f"{folder} holds a run of other options: {differing}. "
+            "Choose another --output, or repeat that run's options to continue it."
+        )
+    if records.differences(found, {**found, **grown}):
+        records.write_json(path, {**config, "options": {**found, **grown}})
+    else:
+        write_probe(folder)
+
+
+def unknown(fault, results):
+    """The error for results of unknown options.
+
+    Args:
+        fault: why the options are unknown, as the beginning of a sentence.
+        results: what was found.
+
+    Returns:
+        A `CompareError`.
+    """
+    return CompareError(
+        f"{fault}, so the options of {results} are unknown. Choose another --output, or move that "
+        "folder away."
+    )
+
+
+def write_probe(folder):
+    """Fail before the training, not after its first epoch, where nothing can be written.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink()
