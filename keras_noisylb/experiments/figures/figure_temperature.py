@@ -13,7 +13,10 @@ from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.experiments.tables import small
 
-ROW = "cifar10-small"
+SETTINGS = {  # of rows of `noisylb table small`
+    "cifar10-small": "ResNet8, batches of 512 / 32",
+    "cifar10-lenet-2048": "LeNet without normalisation, 2048 / 32",
+}
 
 
 def compute(setup, folder, say):
@@ -21,7 +24,7 @@ def compute(setup, folder, say):
 
     Args:
         setup: a `FigureSetup`, whose `tables` is the `--output` of `noisylb table small`.
-        folder: not used: there is nothing to continue.
+        folder: not used.
         say: function that prints a line.
 
     Returns:
@@ -32,7 +35,8 @@ def compute(setup, folder, say):
         CompareError: if nothing is finished.
     """
     runs, found = [], []
-    for path in sorted((pathlib.Path(setup.tables) / "small" / ROW).glob(f"*/{RUN}")):
+    tables = pathlib.Path(setup.tables) / "small"
+    for path in (path for row in SETTINGS for path in sorted(tables.glob(f"{row}/*/{RUN}"))):
         record = records.read_json(path, KEYS, say)
         if record is not None:
             config = record["config"]
@@ -41,11 +45,12 @@ def compute(setup, folder, say):
     lines = [line for line in small.summarize(runs, found) if line["test"] is not None]
     if not lines:
         raise CompareError(
-            f"--tables received {setup.tables}, in which no run of small/{ROW} is finished. Train "
-            "them first: noisylb table small --data-dir DIR, or give the folder of another "
-            "--output."
+            f"--tables received {setup.tables}, in which no run of {' or '.join(SETTINGS)} is "
+            "finished. Train them first: noisylb table small --data-dir DIR, or give the folder "
+            "of another --output."
         )
-    lines.sort(key=lambda line: (list(REGIMES).index(line["regime"]), line["temperature"]))
+    order = list(REGIMES)
+    lines.sort(key=lambda line: (order.index(line["regime"]), line["temperature"]))
     say(f"{len(lines)} recipes")
     versions = sorted({json.dumps(record["versions"], sort_keys=True) for record in found})
     return {"lines": lines, "versions_of_runs": [json.loads(text) for text in versions]}
@@ -64,7 +69,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """Accuracy on held-out and on test images against the temperature.
+    """Test accuracy against the temperature, one panel for each setting.
 
     Args:
         numbers: from `compute`.
@@ -72,31 +77,32 @@ def draw(numbers):
     Returns:
         A matplotlib figure.
     """
-    lines = numbers["lines"]
-    figure, axes = grid_of_axes(1, 2, 11, 4.4, sharex=True)
-    parts = {"held_out": "held-out training images", "test": "test images"}
-    for panel, (part, title) in zip(axes.flat, parts.items(), strict=True):
+    found = {line["row"] for line in numbers["lines"]}
+    rows = [row for row in SETTINGS if row in found]
+    figure, axes = grid_of_axes(1, len(rows), 5.5 * len(rows), 4.4)
+    for panel, row in zip(axes.flat, rows, strict=True):
+        lines = [line for line in numbers["lines"] if line["row"] == row]
         for regime in dict.fromkeys(line["regime"] for line in lines):
             points = [line for line in lines if line["regime"] == regime]
             x = [1e3 * line["temperature"] for line in points]
-            y = [line[part] for line in points]
-            errors = [standard_error(line, part) for line in points]
+            y = [line["test"] for line in points]
+            errors = [standard_error(line) for line in points]
             colour, _, marker = REGIMES[regime].look
             panel.errorbar(
                 x, y, errors, color=colour, marker=marker, linestyle="none", capsize=3,
                 markersize=7, label=points[0]["title"],
             )  # fmt: skip
             for line, across, up in zip(points, x, y, strict=True):
-                words = f"rate {line['rate']:g}"
+                words, place = f"rate {line['rate']:g}", (6, 4)
                 if line["multiplier"] is not None:
-                    words += f", λ {line['multiplier']:g}"
+                    words, place = f"{words}, λ {line['multiplier']:g}", (-26, -16)
                 panel.annotate(
-                    words, (across, up), xytext=(6, 4), textcoords="offset points", fontsize=7.5,
+                    words, (across, up), xytext=place, textcoords="offset points", fontsize=7.5,
                     color=colour,
                 )  # fmt: skip
         panel.set(
             xscale="log", xlabel="temperature at the peak rate, 10⁻³",
-            ylabel="accuracy (%)", title=f"Accuracy on {title}",
+            ylabel="test accuracy (%)", title=SETTINGS[row],
         )  # fmt: skip
         panel.margins(x=0.25)  # room for the words beside the points
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -106,12 +112,11 @@ def draw(numbers):
     return figure
 
 
-def standard_error(line, part):
-    """The standard error of an accuracy; 0 where one seed does not tell.
+def standard_error(line):
+    """The standard error of a test accuracy; 0 where there is one seed only.
 
     Args:
         line: of `tables.small.summarize`.
-        part: "held_out" or "test".
     """
-    spread = line[f"{part}_std"]
+    spread = line["test_std"]
     return 0.0 if spread is None else spread / np.sqrt(line["seeds"])
