@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train with a large batch, generalise like a small one.",
+    help="Matched gradient noise for large batches, and the experiments of the paper.",
 )
 
 

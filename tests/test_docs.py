@@ -78,7 +78,7 @@ def test_the_command_line_has_the_options_that_pages_name():
 
 def test_index():
     names = run("index")
-    assert names["model"].optimizer.noise_steps == 5  # a quarter of 20 updates
+    assert names["model"].optimizer.noise_steps == 10  # a half of 20 updates
 
 
 def test_how_it_works_standardises_the_noise():
