@@ -1,9 +1,11 @@
 """The bundled data set, its errors, and the batches made of it."""
 
 import http.server
+import json
 import pathlib
 import re
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -12,6 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_noisylb import data
+from keras_noisylb.data.files import read_prepared
 from keras_noisylb.data.prepared import reach
 
 DIRECTORY = pathlib.Path(data.__file__).parent / "fashion_mnist_small"
@@ -95,7 +98,7 @@ def test_description_names_no_path():
 
 def test_channels_are_standardised_each_by_itself(tmp_path):
     bytes_ = np.random.default_rng(0).integers(
-        [0, 100, 200], 256, size=(30, 4, 4, 3), dtype=np.uint8
+        [0, 100, 200], 256, size=(30, 32, 32, 3), dtype=np.uint8
     )
     labels_ = np.arange(30) % 10
     splits = {"train": slice(20), "test": slice(20, None)}
@@ -104,8 +107,9 @@ def test_channels_are_standardised_each_by_itself(tmp_path):
         splits[part] = tf.data.Dataset.from_tensor_slices(examples)
     write_cifar10(tmp_path, splits, version="1.2.3")
     (x_train, _), (x_test, y_test) = data.load("cifar10", data_dir=tmp_path)
-    np.testing.assert_allclose(x_train.mean(axis=(0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(x_train.std(axis=(0, 1, 2)), 1, atol=1e-5)
+    exact = x_train.astype("float64")
+    np.testing.assert_allclose(exact.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(exact.std(axis=(0, 1, 2)), 1, atol=1e-5)
     train = bytes_[:20] / 255
     expected = (bytes_[20:] / 255 - train.mean(axis=(0, 1, 2))) / train.std(axis=(0, 1, 2))
     np.testing.assert_allclose(x_test, expected, atol=1e-5)
@@ -119,7 +123,7 @@ def write_cifar10(data_dir, splits, version):
         version=version,
         data_dir=data_dir,
         features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(4, 4, 3)),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
             "label": tfds.features.ClassLabel(num_classes=10),
         }),
         split_datasets=splits,
@@ -151,6 +155,7 @@ def test_no_network_and_no_copy(tmp_path, offline):
         "Connect",
         "copy",
         "data_dir=",
+        "--data-dir",
     ):
         assert said in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -195,7 +200,7 @@ def test_a_server_that_answers_is_reached(monkeypatch):
 
 
 def test_bundled_data_set_is_not_downloaded(tmp_path):
-    with pytest.raises(FileNotFoundError, match="leave data_dir out"):
+    with pytest.raises(FileNotFoundError, match=r"leave data_dir .*--data-dir.* out"):
         data.load("fashion_mnist_small", data_dir=tmp_path)
 
 
@@ -223,6 +228,82 @@ def test_damaged_installation_names_its_mend(copy, monkeypatch):
     monkeypatch.setattr("keras_noisylb.data.prepared.PACKAGE", tfds.core.Path(copy.parent.parent))
     with pytest.raises(OSError, match="Reinstall keras_noisylb"):
         data.load()
+
+
+def renamed(copy, name):
+    """The bundled data set as a prepared copy of another name; returns its directory."""
+    for path in copy.iterdir():
+        path.rename(copy / path.name.replace("fashion_mnist_small", name))
+    description = copy / "dataset_info.json"
+    text = description.read_text().replace('"name": "fashion_mnist_small"', f'"name": "{name}"')
+    description.write_text(text)
+    return copy
+
+
+def moved(copy, name):
+    (copy.parent).rename(copy.parent.parent / name)
+    return copy.parent.parent / name / copy.name
+
+
+@pytest.mark.parametrize(
+    ("folder", "own", "received", "expected"),
+    [
+        ("mnist", "fashion_mnist_small", "fashion_mnist_small, images of shape", "mnist, images"),
+        ("cifar10", "cifar10", r"\(28, 28, 1\), 10 classes", r"\(32, 32, 3\), 10 classes"),
+    ],
+)
+def test_another_data_set_is_refused(copy, folder, own, received, expected):
+    directory = moved(renamed(copy, own), folder)
+    message = f"holds another data set. Received: .*{received}.*Expected: .*{expected}"
+    with pytest.raises(ValueError, match=message):
+        data.load(folder, data_dir=directory.parent.parent)
+
+
+def test_a_copy_of_its_own_name_is_read(copy, loaded):
+    directory = moved(renamed(copy, "mnist"), "mnist")
+    (x, y), _ = data.load("mnist", data_dir=directory.parent.parent)
+    np.testing.assert_array_equal(x, loaded[0][0])
+    np.testing.assert_array_equal(y, loaded[0][1])
+
+
+LABEL = "tensorflow_datasets.core.features.class_label_feature.ClassLabel"
+INNER = json.dumps({"features": {"x": {"pythonClassName": "evilmod.Evil"}}})
+EVIL = {
+    "class": lambda text: text.replace(LABEL, "evilmod.Evil"),
+    "other spelling": lambda text: text.replace(
+        f'"pythonClassName": "{LABEL}"', '"python_class_name": "evilmod.Evil"'
+    ),
+    "old form": lambda text: json.dumps({"type": "evilmod.Evil", "content": {}}),
+    "within a string": lambda text: json.dumps({
+        "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "content": INNER,
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+    }),
+}
+
+
+@pytest.mark.parametrize("way", [*EVIL, "description"])
+@pytest.mark.parametrize("own", [False, True])
+def test_data_run_no_code(copy, way, own, tmp_path, monkeypatch):
+    """Neither a data set of the package nor a user's own imports a module that its files name."""
+    (tmp_path / "evilmod.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evilmod", raising=False)
+    features = copy / "features.json"
+    if way == "description":
+        description = json.loads((copy / "dataset_info.json").read_text())
+        description["features"] = json.loads(EVIL["class"](features.read_text()))
+        (copy / "dataset_info.json").write_text(json.dumps(description))
+    else:
+        features.write_text(EVIL[way](features.read_text()))
+    with pytest.raises(
+        ValueError, match=r"Received: evilmod.Evil. Expected: classes of tensorflow"
+    ):
+        if own:
+            read_prepared("fashion_mnist_small", tmp_path)
+        else:
+            data.load("fashion_mnist_small", data_dir=tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 # Arrays

@@ -29,7 +29,8 @@ def load(
         int64 (N,).
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, the prepared copy is of another data set, or it names a
+            feature class that is not of TensorFlow Datasets.
         FileNotFoundError: if there is no prepared copy and none can be downloaded.
         OSError: if the files are damaged.
 

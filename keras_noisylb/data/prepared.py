@@ -8,6 +8,7 @@ import urllib.request
 import tensorflow_datasets as tfds
 
 from keras_noisylb.data.catalogue import BUNDLED
+from keras_noisylb.data.checks import check_data_set, unknown_features
 
 PACKAGE = tfds.core.Path(__file__).parent
 
@@ -23,10 +24,12 @@ def read(name, data_dir):
         `(x_train, y_train), (x_test, y_test)`: images uint8, labels int64.
 
     Raises:
+        ValueError: if the prepared copy is of another data set, or names an unknown feature class.
         FileNotFoundError: if there is no prepared copy and none can be downloaded.
         OSError: if the files are damaged.
     """
     builder = _builder(name, data_dir)
+    check_data_set(builder, name)
     return _read(builder, "train"), _read(builder, "test")
 
 
@@ -52,7 +55,8 @@ def read_supervised(name, data_dir):
         "test" nor "validation".
 
     Raises:
-        ValueError: if there is no split "train", or there are no inputs and labels.
+        ValueError: if there is no split "train", there are no inputs and labels, or an unknown
+            feature class is named.
         OSError: if the files are damaged.
     """
     builder = _builder(name, data_dir)
@@ -83,9 +87,17 @@ def _builder(name, data_dir):
         _download(name, folder)
     directory = folder / str(max(_versions(folder)))
     try:
-        return tfds.builder_from_directory(directory)
+        unknown = unknown_features(directory)
+        builder = None if unknown else tfds.builder_from_directory(directory)
     except Exception as error:
         raise OSError(_damaged(directory, "description", error)) from error
+    if unknown:
+        raise ValueError(
+            f"The data set in {directory} names feature classes that could run foreign code. "
+            f"Received: {', '.join(unknown)}. Expected: classes of tensorflow_datasets.features. "
+            "Delete this directory if you do not trust it, or save the arrays as FILE.npz."
+        )
+    return builder
 
 
 def _versions(folder):
@@ -97,7 +109,8 @@ def _download(name, folder):
     if name == BUNDLED:
         raise FileNotFoundError(
             f"No prepared copy of {name} in {folder}. It is part of keras_noisylb: leave data_dir "
-            "out. If it is missing in the package too, reinstall keras_noisylb."
+            "(in the command line --data-dir) out. If it is missing in the package too, reinstall "
+            "keras_noisylb."
         )
     url = "the download address"
     try:
@@ -111,7 +124,8 @@ def _download(name, folder):
             f"No prepared copy of {name} in {folder}, and none could be downloaded from {url} "
             f"({type(error).__name__}: {error}). Connect to the internet and try again, or copy a "
             f"prepared TensorFlow Datasets directory to {folder}/<version>, or to "
-            f"DIRECTORY/{name}/<version> and pass data_dir=DIRECTORY."
+            f"DIRECTORY/{name}/<version> and pass data_dir=DIRECTORY (in the command line "
+            "--data-dir DIRECTORY)."
         ) from error
 
 

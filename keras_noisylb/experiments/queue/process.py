@@ -28,7 +28,8 @@ def process(job, *arguments, jobs=1, **streams):
     if jobs > 1:
         environment |= dict.fromkeys(THREADS, "1")
     environment["PYTHONUNBUFFERED"] = "1"  # so that its log is complete, however it ends
-    command = [sys.executable, "-m", "keras_noisylb.experiments.queue.jobs", job, *arguments]
+    # -P: a module in the current directory, such as queue.py, must not stand for another one.
+    command = [sys.executable, "-P", "-m", "keras_noisylb.experiments.queue.jobs", job, *arguments]
     # Nothing is written to its input. When it is closed, the process knows that this one has ended.
     started = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **streams)
     try:
