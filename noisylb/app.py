@@ -6,6 +6,8 @@ Keras is imported inside the commands only, so that help is fast.
 import importlib
 import os
 import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -14,7 +16,55 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Matched gradient noise for large batches, and the experiments of the paper.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def show_version(wanted: bool):
+    """Print the version and end, where that is wanted.
+
+    Args:
+        wanted: whether `--version` is given.
+
+    Raises:
+        typer.Exit: after the version.
+    """
+    if wanted:
+        typer.echo(f"noisylb {metadata.version('keras-noisylb')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Print the version."),
+    ] = False,
+):
+    """The options of `noisylb` itself.
+
+    Args:
+        version: whether to print the version.
+    """
+
+
+def path(parameter: typer.CallbackParam, value: str | None):
+    """Read an option that names a file or a folder.
+
+    Args:
+        parameter: the option.
+        value: on the command line, or `None`.
+
+    Returns:
+        The value with the home directory in place of `~`.
+
+    Raises:
+        typer.Exit: if it is empty.
+    """
+    if value is not None and not value.strip():
+        flag = parameter.opts[0]
+        fail(f"{flag} received {value!r}, expected the name of a file or folder. Change {flag}.")
+    return value and os.path.expanduser(value)
 
 
 def fail(error):

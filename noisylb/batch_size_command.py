@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from noisylb.app import app, fail, work
+from noisylb.app import app, fail, path, work
 from noisylb.protocol.options import Options
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
@@ -18,7 +18,8 @@ def same(name):
         name: of the field of `Options`.
     """
     field = FIELDS[name]
-    return Annotated[field.type, typer.Option(help=field.metadata["help"])]
+    read = path if name in {"dataset", "data_dir"} else None
+    return Annotated[field.type, typer.Option(help=field.metadata["help"], callback=read)]
 
 
 @app.command(

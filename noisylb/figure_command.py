@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from noisylb.app import app, fail, work
+from noisylb.app import app, fail, path, work
 from noisylb.protocol.figures import FIGURES, PRESETS, FigureSetup
 
 TABLES = FigureSetup.tables
@@ -32,16 +32,20 @@ def figure(
         str, typer.Option(help="Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
     ] = "3",
     data_dir: Annotated[
-        str | None, typer.Option(help="Folder of the prepared TFDS data sets.")
+        str | None, typer.Option(help="Folder of the prepared TFDS data sets.", callback=path)
     ] = None,
     tables: Annotated[
-        str, typer.Option(help="Output folder of `noisylb table small`, for figure temperature.")
+        str,
+        typer.Option(
+            help="Output folder of `noisylb table small`, for figure temperature.", callback=path
+        ),
     ] = TABLES,
     output: Annotated[
         str | None,
         typer.Option(
             help="Folder of the results. A figure in it continues. "
-            "Default: results/figure<FIGURE>-<preset>."
+            "Default: results/figure<FIGURE>-<preset>.",
+            callback=path,
         ),
     ] = None,
 ):

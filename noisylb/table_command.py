@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from noisylb.app import app, fail, work
+from noisylb.app import app, fail, path, work
 from noisylb.protocol import recipe
 from noisylb.protocol.paper import PUBLISHED, RECIPES
 from noisylb.protocol.recipe import SCALES, WHOLE
@@ -37,7 +37,9 @@ PRESET = Annotated[
         help="Size: probe (5 epochs), short (15), quick (20 and 10,000 images) or paper (200)."
     ),
 ]
-DATA_DIR = Annotated[str | None, typer.Option(help="Folder of the prepared TFDS data sets.")]
+DATA_DIR = Annotated[
+    str | None, typer.Option(help="Folder of the prepared TFDS data sets.", callback=path)
+]
 MICROBATCHES = Annotated[
     int | None, typer.Option(help="Microbatches in which each large batch is computed.")
 ]
@@ -52,9 +54,12 @@ JOBS = Annotated[
     int, typer.Option(help="Number of runs at a time. With several, each has one thread.")
 ]
 RATES = Annotated[
-    str | None, typer.Option(help="File of learning rates that `noisylb tune` has written.")
+    str | None,
+    typer.Option(help="File of learning rates that `noisylb tune` has written.", callback=path),
 ]
-OUTPUT = Annotated[str, typer.Option(help="Folder of the results. Runs in it continue.")]
+OUTPUT = Annotated[
+    str, typer.Option(help="Folder of the results. Runs in it continue.", callback=path)
+]
 DRY_RUN = Annotated[
     bool, typer.Option("--dry-run", help="Only print the plan and its estimated time.")
 ]

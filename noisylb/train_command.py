@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from noisylb.app import app, fail, work
+from noisylb.app import app, fail, path, work
 from noisylb.protocol.options import Options, ReportOptions
+
+PATHS = ("dataset", "data_dir", "output")
 
 
 def run(module, job, values, options_class):
@@ -52,8 +54,10 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
         flag = "--" + field.name.replace("_", "-")
         flag, default, text = changes.get(field.name, (flag, field.default, field.metadata["help"]))
         parser = field.metadata["parser"]
+        read = path if field.name in PATHS else None
         kind = Annotated[
-            str if parser else field.type, typer.Option(flag, help=text, parser=parser)
+            str if parser else field.type,
+            typer.Option(flag, help=text, parser=parser, callback=read),
         ]
         parameters.append(
             inspect.Parameter(

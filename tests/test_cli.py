@@ -1,10 +1,14 @@
+import json
 import subprocess
 import sys
+import types
+from importlib import metadata
 
 import pytest
 from typer.testing import CliRunner
 
 from keras_noisylb import DiagonalFisher, report
+from keras_noisylb.experiments import progress
 from keras_noisylb.experiments.regimes import REGIMES
 from keras_noisylb.models import MLP
 from noisylb.main import app
@@ -48,6 +52,7 @@ finally:
         ("--learning-rate big=1", "--learning-rate received the regime 'big', expected one of sb"),
         ("--noise-fraction nan", "--noise-fraction received nan"),
         ("--seeds 0", "--seeds received '0'"),
+        ("--seeds 9999999999999", "--seeds received '9999999999999', expected at most 1000 seeds"),
         ("--seeds 1,1", "--seeds received '1,1'"),
         ("--regimes ,", "--regimes received ','"),
         ("--regimes sb,huge", "--regimes received the regime 'huge', expected one of sb, lb"),
@@ -60,6 +65,7 @@ finally:
         ("--regimes lb-diagonal --conv uncorrelated --engine vectorized_map", "engine="),
         ("--optimizer adamw", "the match is known for sgd only"),
         ("--train-size 20000", "--train-size received 20000, expected at most 10000"),
+        ("--train-size 400", "--large-batch-size received 1000, expected at most the 400"),
         ("--train-size 40", "--small-batch-size received 50, expected less than"),
     ],
 )
@@ -85,7 +91,49 @@ def test_train_runs_one_regime(tmp_path):
     result = invoke("train", *arguments, "--epochs", "1", "--output", str(folder))
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["lb-full-split-seed0"]
-    assert "4/4" in result.output and "LB + full (split)" in result.output
+    assert "Epoch 1/1: " in result.output and "LB + full (split)" in result.output
+
+
+def test_a_pipe_gets_one_line_an_epoch(tmp_path, monkeypatch):
+    result = invoke("compare", *SMALL, "--epochs", "2", "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    epochs = [line for line in result.output.splitlines() if line.startswith("Epoch")]
+    assert [line.split(":")[0] for line in epochs] == ["Epoch 1/2", "Epoch 2/2"]
+    history = json.loads((tmp_path / "run" / "lb-seed0" / "history.json").read_text())
+    assert f"test_accuracy {history['epochs'][1]['test_accuracy']:.4g}" in epochs[1]
+    assert "\x1b" not in result.output and "\b" not in result.output
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(isatty=lambda: True))
+    for name, value, bars in (("TERM", "xterm", True), ("NO_COLOR", "1", False)):
+        monkeypatch.setenv(name, value)
+        assert progress.has_bars() == bars
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not progress.has_bars()
+
+
+def test_version_and_short_help():
+    result = invoke("--version")
+    assert (result.exit_code, result.output) == (
+        0,
+        f"noisylb {metadata.version('keras-noisylb')}\n",
+    )
+    for command in ([], ["compare"], ["table"]):
+        assert invoke(*command, "-h").output == invoke(*command, "--help").output
+        assert invoke(*command, "-h").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "table 2", "tune 2", "figure 1"])
+def test_the_folder_of_the_results(tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    if command.split()[0] not in {"table", "tune"}:  # which look for their data first
+        result = invoke(*command.split(), "--output", "~/file")
+        assert f"{tmp_path / 'file'} cannot be written" in result.stderr
+    result = invoke(*command.split(), "--output", "")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "--output received '', expected the name of a" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_report_tells_layer_by_layer():

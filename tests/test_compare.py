@@ -231,6 +231,18 @@ def test_damaged_file_is_set_aside(finished, tmp_path, capsys, name):
     assert len(load(path.with_name("history.json"))["epochs"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("test_accuracy", 1.5), ("train_loss", "low"), ("steps", "NaN")]
+)
+def test_record_of_impossible_numbers_is_set_aside(finished, tmp_path, capsys, name, value):
+    summary = load(tmp_path / "run" / "summary.json")
+    path = tmp_path / "run" / "lb-seed0" / "record.json"
+    path.write_text(json.dumps({**load(path), name: value}).replace('"NaN"', "NaN"))
+    again = compare.compare(finished)
+    assert "record.json cannot be read" in capsys.readouterr().out
+    assert measured(again) == measured(summary)
+
+
 def test_damaged_checkpoint_starts_again(finished, tmp_path, capsys):
     folder, summary = tmp_path / "run", load(tmp_path / "run" / "summary.json")
     (folder / "lb-seed0" / "record.json").unlink()  # interrupted after its only epoch

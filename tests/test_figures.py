@@ -271,6 +271,15 @@ def test_other_options_are_refused(tmp_path):
         make("1", tiny(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["command", "versions"])
+def test_numbers_without_their_origin_are_computed_again(tmp_path, name):
+    written, said = make("4", tiny(tmp_path)), []
+    path = tmp_path / "figure4.json"
+    path.write_text(json.dumps({key: value for key, value in written.items() if key != name}))
+    assert figures.make("4", tiny(tmp_path), written["command"], said.append) == written
+    assert said[0].startswith(f"{path} cannot be read; it was renamed to figure4.json.aside")
+
+
 def test_two_figures_in_one_folder_are_refused(tmp_path):
     with folders.alone(tmp_path), pytest.raises(CompareError, match="Another `noisylb` process"):
         make("4", tiny(tmp_path))

@@ -156,6 +156,18 @@ def test_a_record_of_another_run_is_set_aside(tmp_path, small_row):
     assert [path.name for path in run.folder.iterdir()] == ["run.json.aside"]
 
 
+@pytest.mark.parametrize("accuracy", ["1.5", '"high"', "NaN", "true", "-0.1"])
+def test_a_record_of_an_impossible_result_is_set_aside(tmp_path, small_row, accuracy):
+    run = Run.of(SCALES["tiny"].apply(small("lb")), 0, tmp_path)
+    run.folder.mkdir(parents=True)
+    text = json.dumps(record(run, 0.25)).replace("0.25", accuracy)
+    (run.folder / RUN).write_text(text)
+    said = []
+    assert run.record(said.append) is None
+    assert said[0].startswith(f"{run.folder / RUN} cannot be read; it was renamed to")
+    assert (run.folder / f"{RUN}.aside").read_text() == text
+
+
 def test_missing_data_is_said_before_anything_is_written(tmp_path, small_row):
     result = table(tmp_path / "out", "--data-dir", str(tmp_path / "nothing"))
     assert result.exit_code == 2
@@ -228,6 +240,7 @@ def test_the_plan():
         ({"rows": "mnist"}, "--rows received 'mnist', expected names of cifar10-vgg16"),
         ({"regimes": ""}, "--regimes received ''"),
         ({"seeds": 0}, "--seeds received 0"),
+        ({"seeds": 10**13}, "--seeds received 10000000000000, expected a number from 1 to 1000"),
     ):
         with pytest.raises(CompareError, match=words.split("'")[0]) as error:
             plan.plan(**{"table": "3", "scale": SCALES["quick"], "output": "", **arguments})

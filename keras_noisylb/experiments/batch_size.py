@@ -8,6 +8,7 @@ from rich.table import Table
 from keras_noisylb.advising.advise import advise
 from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import named
+from keras_noisylb.experiments.progress import has_bars
 from keras_noisylb.experiments.records import CompareError
 
 
@@ -39,7 +40,7 @@ def show(options, **arguments):
             batch_size=options.small_batch_size,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             optimizer=optimizer,
-            verbose=0 if options.quiet else 1,
+            verbose=1 if has_bars() and not options.quiet else 0,
             **arguments,
         )
     except (ValueError, OSError) as error:

@@ -42,12 +42,32 @@ def prepare(options, problem=None):
             if noise is not None:
                 check_placement(options.placement, noise)
         data = splits.load(options, problem.examples)
+        check_batches(options, regimes, len(data.x_train))
         build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
         network = problem.built(options, build)
         problem.check(options, network, data)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     return regimes, build, data, problem.identity(network)
+
+
+def check_batches(options, regimes, num_examples):
+    """Check that there are enough examples for a batch.
+
+    Args:
+        options: the options of the run.
+        regimes: dictionary of name to `(regime, learning rate)`.
+        num_examples: number of training examples.
+
+    Raises:
+        ValueError: if a regime would silently train on batches of all examples.
+    """
+    large = any(regime.batch != "small" for regime, _ in regimes.values())
+    if large and options.large_batch_size > num_examples:
+        raise ValueError(
+            f"--large-batch-size received {options.large_batch_size}, expected at most the "
+            f"{num_examples} training examples. Lower --large-batch-size."
+        )
 
 
 def train_all(folder, options, regimes, build, data, say):

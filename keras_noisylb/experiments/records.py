@@ -9,6 +9,8 @@ import platform
 import subprocess
 from importlib import metadata
 
+MEASURED = ("loss", "accuracy", "seconds", "steps", "epoch")  # ends of the names of numbers
+
 
 class CompareError(Exception):
     """A request that cannot be fulfilled. The message says why, and what to change."""
@@ -123,6 +125,38 @@ def differences(there, now, uncompared=()):
     )
 
 
+def refuse_constant(name):
+    """Refuse NaN and infinity in JSON: `plain` writes none.
+
+    Args:
+        name: as JSON has it.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{name} is no number that a record has.")
+
+
+def check_numbers(record):
+    """Check that measured numbers can have been measured.
+
+    Args:
+        record: dictionary; `None` stands for a number that was not finite. Lists are not looked at.
+
+    Raises:
+        ValueError: if one is no number, or an accuracy is not between 0 and 1.
+    """
+    if not isinstance(record, dict):
+        raise ValueError("The numbers of a record are a dictionary.")
+    for name, value in record.items():
+        if value is None or isinstance(value, list) or not name.endswith(MEASURED):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name} is {value!r}, no number.")
+        if name.endswith("accuracy") and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}, not between 0 and 1.")
+
+
 def read_json(path, required, say):
     """Read a JSON object; one that is damaged is set aside.
 
@@ -135,9 +169,11 @@ def read_json(path, required, say):
         The object, or `None` if there is none that can be used.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
         if not isinstance(value, dict) or not set(required) <= value.keys():
             raise ValueError
+        check_numbers(value)
+        check_numbers(value.get("metrics", {}))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.journal import HISTORY, Journal, resume
+from keras_noisylb.experiments.progress import EpochLines, has_bars
 from keras_noisylb.optimizer import NoisyOptimizer
 from keras_noisylb.schedules import WarmupStepDecay, updates_in
 from keras_noisylb.training.model import NoisyModel
@@ -142,6 +143,8 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
         return journal.data(size)
 
     evaluation = {"batch_size": 1000, "verbose": 0}
+    bars = not options.quiet and has_bars()
+    lines = [] if options.quiet or bars else [EpochLines(options.epochs, say)]
     if done < options.epochs:
         regime.batch_change(options).fit(
             model,
@@ -152,8 +155,8 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
             validation_data=(data.x_test, data.y_test),
             validation_batch_size=1000,
             validation_freq=options.validation_freq,
-            callbacks=[*callbacks, journal],
-            verbose=0 if options.quiet else 1,
+            callbacks=[*callbacks, *lines, journal],
+            verbose=1 if bars else 0,
         )
     train_loss, train_accuracy = model.evaluate(data.x_train, data.y_train, **evaluation)
     test_loss, test_accuracy = model.evaluate(data.x_test, data.y_test, **evaluation)

@@ -11,6 +11,8 @@ DEFAULT_LEARNING_RATES = {"sb": 0.02, "lb": 0.2}
 # The learning rate is multiplied by the factor after these parts of every training.
 DECAYS, DECAY_FACTOR = (1 / 2, 3 / 4), 0.1
 
+MOST_SEEDS = 1000  # of a number that is meant as the seed, say, no run should begin
+
 
 def option(default, help_text, parser=None):
     """A field of `Options`, with its help.
@@ -183,6 +185,8 @@ class Options:
             self.refuse("large_batch_size", f"more than small_batch_size={self.small_batch_size}")
         if not self.regime_names or len(set(self.regime_names)) < len(self.regime_names):
             self.refuse("regimes", "different names separated by commas, as in sb,lb,lb-diagonal")
+        if not self.output.strip():
+            self.refuse("output", "the name of a folder")
         self.seed_list  # noqa: B018 -- refuses what it cannot read
         self.learning_rates  # noqa: B018
 
@@ -219,6 +223,8 @@ class Options:
         except ValueError:
             seeds = ()
         if "," not in self.seeds and seeds:
+            if seeds[0] > MOST_SEEDS:
+                self.refuse("seeds", f"at most {MOST_SEEDS} seeds")
             seeds = tuple(range(seeds[0]))
         if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
             self.refuse("seeds", "a positive number of seeds, or a list of different seeds (4,7)")

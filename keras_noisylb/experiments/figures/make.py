@@ -71,7 +71,7 @@ def make(name, setup, command, say):
     with folders.alone(folder):
         folders.open_folder(folder, {"figure": name, **options}, UNCOMPARED)
         if not of_tables:
-            found = records.read_json(path, ("numbers",), say)
+            found = records.read_json(path, ("command", "versions", "numbers"), say)
             if found is None:
                 found = compute()
             else:

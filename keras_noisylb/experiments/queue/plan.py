@@ -5,6 +5,7 @@ import pathlib
 
 from keras_noisylb.experiments.queue.run import Run
 from keras_noisylb.experiments.records import CompareError
+from noisylb.protocol.options import MOST_SEEDS
 from noisylb.protocol.paper import RECIPES, TABLES
 from noisylb.protocol.small import POINTS
 
@@ -73,10 +74,12 @@ def seed_range(seeds):
         seeds: their number.
 
     Raises:
-        CompareError: if there would be none.
+        CompareError: if there would be none, or too many.
     """
-    if seeds < 1:
-        raise CompareError(f"--seeds received {seeds}, expected 1 or more. Change --seeds.")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise CompareError(
+            f"--seeds received {seeds}, expected a number from 1 to {MOST_SEEDS}. Change --seeds."
+        )
     return range(seeds)
 
 
