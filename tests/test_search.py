@@ -1,5 +1,8 @@
 import dataclasses
+import errno
 import json
+import os
+import shutil
 import sys
 
 import keras
@@ -82,6 +85,36 @@ def test_rates_that_diverge_do_not_end_a_search(tmp_path, small_row):
     )  # KerasTuner ends after 3
     assert [trial.status for trial in found] == ["FAILED"] * 4
     assert all("diverged" in trial.reason for trial in found)
+
+
+def test_a_full_disk_ends_a_search_and_is_no_result(tmp_path, small_row, monkeypatch):
+    recipe = dataclasses.replace(tiny("lb"), epochs=1)
+
+    def run(name):
+        return search.run(tmp_path / name, recipe, ("learning_rate",), (0,), 2, {})
+
+    def full(self, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save_weights", full)
+        with pytest.raises(OSError, match="No space left"):
+            run("a")
+    found = run("a")
+    assert [trial.status for trial in found] == ["COMPLETED"] * 2
+    whole = run("b")
+    assert found == whole
+    for name in ("oracle.json", "tuner0.json", "trial_1/trial.json"):
+        folder, said = tmp_path / name.replace("/", "-"), []
+        shutil.copytree(tmp_path / "a", folder)
+        (folder / name).write_text("{")
+        asked = search.Search(recipe, (0,), folder, ("learning_rate",), 2)
+        assert asked.record(said.append) is None
+        assert len(said) == 1
+        assert said[0].startswith(f"{folder / name} cannot be read; it was renamed to")
+        assert (folder / f"{name}.aside").read_text() == "{"
+        assert not [path for kind in search.TUNER_FILES for path in folder.glob(kind)]
+    assert run("trial_1-trial.json") == whole
 
 
 @pytest.mark.parametrize("regime", ["sb", "lb", "lb-diagonal"])

@@ -163,6 +163,8 @@ class NoisyHyperModel(keras_tuner.HyperModel):
 
         Raises:
             FatalValueError: for arguments that would change the search; it ends the search.
+            FatalRuntimeError: for an `OSError` such as that of a full disk; it ends the search,
+                which repeats the trial when it is continued.
             FailedTrialError: if the trial's values do not fit together, or if a training diverges.
                 The score of a diverged training, even at an earlier epoch, would be meaningless.
         """
@@ -200,7 +202,10 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         with strategy.scope():
             self._compile(model, chosen, learning_rate_of(chosen, updates), seed)
         keras.utils.set_random_seed(seed)
-        history = model.fit(callbacks=callbacks, **fit_args)
+        try:
+            history = model.fit(callbacks=callbacks, **fit_args)
+        except OSError as error:  # KerasTuner's checkpoint, say: no property of the trial's values
+            raise keras_tuner.errors.FatalRuntimeError(f"the search ends: {error}") from error
         history.set_model(None)  # otherwise the models of all seeds live until the trial ends
         check_finite(history.history["loss"], seed)
         history.history |= {f"{name}_seed_{seed}": v for name, v in history.history.items()}

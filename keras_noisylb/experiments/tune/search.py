@@ -10,7 +10,7 @@ import keras
 import keras_tuner
 
 from keras_noisylb import data as data_sets
-from keras_noisylb.experiments import splits
+from keras_noisylb.experiments import records, splits
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.queue import plan
 from keras_noisylb.experiments.queue.run import Run
@@ -24,6 +24,7 @@ from noisylb.protocol.options import DECAY_FACTOR
 
 RECORD = "search.json"
 KEYS = ("config", "versions", "device", "max_trials", "trials")
+TUNER_FILES = ("oracle.json", "tuner*.json", "trial_*/trial.json")
 PARTS = (
     "learning_rate", "warmup_fraction", "momentum", "noise_fraction", "multiplier",
     "small_batch_size", "sigma",
@@ -133,16 +134,39 @@ def run(folder, recipe, parts, seeds, max_trials, settings):
             return data_sets.batches(split.x_train, split.y_train, size, augment=True)
 
         train = {"x": batches, "shuffle": False}
-    tuner.search(
-        **train,
-        epochs=recipe.epochs,
-        validation_data=(split.x_test, split.y_test),
-        validation_batch_size=1000,
-        verbose=0,
-    )
+    try:
+        tuner.search(
+            **train,
+            epochs=recipe.epochs,
+            validation_data=(split.x_test, split.y_test),
+            validation_batch_size=1000,
+            verbose=0,
+        )
+    except keras_tuner.errors.FatalRuntimeError as error:
+        raise (error.__cause__ or error) from None
     for path in folder.glob("trial_*/checkpoint*"):
         path.unlink()
     return results(tuner)
+
+
+def set_damaged_aside(folder, say):
+    """Set the files of KerasTuner aside if one is damaged: it can continue from all of them only.
+
+    KerasTuner does not write atomically, so a full disk leaves a part of a file.
+
+    Args:
+        folder: `pathlib.Path` of the search.
+        say: function that prints a line.
+    """
+    paths = [path for name in TUNER_FILES for path in sorted(folder.glob(name))]
+    damaged = []
+    for path in paths:
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            damaged.append(path)
+    for path in paths if damaged else ():
+        records.set_aside(path, "cannot be read", say if path in damaged else lambda line: None)
 
 
 @dataclass(frozen=True)
@@ -195,8 +219,12 @@ class Search(Run):
 
     def record(self, say):
         found = self.own(RECORD, KEYS, say)
-        # Of fewer trials it is not damaged: the search goes on.
-        return found if found and found["max_trials"] >= self.max_trials else None
+        if found and found["max_trials"] >= self.max_trials:
+            return found
+        set_damaged_aside(
+            self.folder, say
+        )  # of fewer trials, the record is not: the search goes on
+        return None
 
     def outcome(self, record):
         scores = [trial["score"] for trial in record["trials"] if trial["score"] is not None]
