@@ -1,6 +1,6 @@
 """Training by several processes that are joined by MultiWorkerMirroredStrategy.
 
-All noises, and three workers, are slow: `pytest -m slow tests/test_multi_worker.py`.
+What trains in several processes is slow: `pytest -m slow tests/test_multi_worker.py`.
 """
 
 import contextlib
@@ -102,6 +102,7 @@ def assert_noise_has_the_covariance_of_the_large_batch(updates, start):
 
 
 @pytest.mark.filterwarnings("ignore:A NoisyModel .* trains without noise")
+@pytest.mark.slow
 def test_two_workers_train_as_two_devices(tmp_path, float64):
     with train("CHECKS", tmp_path) as processes:
         expected = {name: check(on_devices(2)) for name, check in checks.CHECKS.items()}
@@ -126,6 +127,7 @@ def test_two_workers_train_as_two_devices(tmp_path, float64):
     assert "keras.utils.set_random_seed" in unseeded
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_named_and_a_restart_goes_on(tmp_path, float64):
     with train("killed", tmp_path) as processes:
         whole = checks.backed_up(on_devices(2), tmp_path / "whole")

@@ -103,6 +103,7 @@ COPIED = [
 # What holds no state: functions, and what functions return or read in plain Python and NumPy.
 STATELESS = [
     *(
+        nlb.multi_worker_strategy,
         nlb.noisy_gradients,
         nlb.report,
         nlb.advise,
@@ -114,6 +115,7 @@ STATELESS = [
     nlb.schedules.peak,
     *(nlb.models.get, nlb.models.names),
     *(nlb.gradients.RULES, nlb.gradients.LayerRule),
+    *(nlb.gradients.STATISTICS, nlb.gradients.Statistic, nlb.gradients.Cost),
     *(nlb.gradients.diagonal_fisher, nlb.gradients.per_example_gradients, nlb.gradients.objective),
     *(getattr(nlb.data, name) for name in nlb.data.__all__),
     *(getattr(nlb.diagnostics, name) for name in nlb.diagnostics.__all__),

@@ -4,11 +4,13 @@ Keras 3.15 fails there in two places, which docs/upstream/multi_worker.md report
 """
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_noisylb.training.workers import lost_workers_named, several_workers
+from keras_noisylb.types import Nested, Tensor
 
 
 def averaged_by_keras(step):
@@ -45,18 +47,18 @@ class MultiWorkerModel(keras.Model):
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         with lost_workers_named(self.distribute_strategy):
             return super().fit(*args, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         with lost_workers_named(self.distribute_strategy):
             return super().evaluate(*args, **kwargs)
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         with lost_workers_named(self.distribute_strategy):
             return super().predict(*args, **kwargs)
 
     @averaged_by_keras
-    def test_step(self, data):
+    def test_step(self, data: Nested) -> dict[str, Tensor]:
         return super().test_step(data)
