@@ -207,6 +207,7 @@ def test_keras_still_cannot_train_with_several_workers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:A NoisyModel .* trains without noise")
 @pytest.mark.parametrize("number", [2, 3])
 def test_every_noise_on_several_workers(tmp_path, float64, number):
     with train("MANY_CHECKS", tmp_path, number) as processes:

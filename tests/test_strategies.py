@@ -49,6 +49,22 @@ def test_keras_still_cannot_do_it(two_devices, option):
         train(two_devices, option)
 
 
+def test_devices_with_unequal_numbers_of_examples(two_devices, rng):
+    x, y = rng.standard_normal((14, 4)), rng.standard_normal((14, 3))
+    trained = []
+    for strategy in (tf.distribute.get_strategy(), two_devices):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+            model = nlb.NoisyModel(network, num_microbatches=1)
+            # Keras adds the sums of all devices, but would weigh means of 4 and 3 examples alike.
+            model.compile(keras.optimizers.SGD(0.01), keras.losses.MeanSquaredError("sum"))
+        model.fit(x, y, batch_size=7, verbose=0, shuffle=False)
+        trained.append(model.get_weights())
+    for one, two in zip(*trained, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
 def test_several_steps_per_execution(two_devices, rng):
     x, y = rng.standard_normal((20, 4)), rng.standard_normal((20, 3))
     trained = []

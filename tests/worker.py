@@ -1,12 +1,17 @@
 """One worker of the tests: python tests/worker.py TASK FOLDER PART PORT PORT..."""
 
+import ctypes
 import json
 import os
 import pathlib
 import signal
 import sys
 
-signal.alarm(1200)  # whatever happens to the tests, nothing is left behind
+# Whatever happens to the tests, nothing is left behind.
+signal.alarm(1200)
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1  # sent when the parent ends
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 task, folder, part, *ports = sys.argv[1:]
 folder = pathlib.Path(folder)

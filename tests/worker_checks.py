@@ -111,11 +111,8 @@ CHECKS = {
 MANY_CHECKS = {
     **CHECKS,
     **{name: quick(noise) for name, noise in NOISES.items()},
-    **{
-        f"{name} update": quick(noise, placement="update")
-        for name, noise in NOISES.items()
-        if name != "multiplicative"
-    },
+    "isotropic update": quick(NOISES["isotropic"], placement="update"),
+    "stored update": quick(NOISES["stored"], placement="update"),
 }
 
 

@@ -37,9 +37,11 @@ class MultiWorkerModel(keras.Model):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras averages the first batch over devices to learn its shapes, which fails on what
-        # the iterator gives for one device. The part of the first device has the shapes too.
+        # the iterator gives for one device, and where devices have unequal numbers of examples.
+        # The part of the first device has the shapes too.
         strategy = self.distribute_strategy
-        if iterator is not None and several_workers(strategy):
+        several = strategy.num_replicas_in_sync > 1 or several_workers(strategy)
+        if iterator is not None and several:
             _, _, batches = next(iter(iterator))
             data_batch = keras.tree.map_structure(
                 lambda value: strategy.experimental_local_results(value)[0], next(batches)
