@@ -64,6 +64,7 @@ finally:
         ("--regimes multiplicative --placement update", "placement="),
         ("--regimes lb-diagonal --conv uncorrelated --engine vectorized_map", "engine="),
         ("--optimizer adamw", "the match is known for sgd only"),
+        ("--num-microbatches 50", "num_microbatches=50. Use at most num_microbatches=20"),
         ("--train-size 20000", "--train-size received 20000, expected at most 10000"),
         ("--train-size 400", "--large-batch-size received 1000, expected at most the 400"),
         ("--train-size 40", "--small-batch-size received 50, expected less than"),

@@ -14,6 +14,8 @@ from keras_noisylb.experiments.tables import comparison as table_of
 from keras_noisylb.experiments.tables.text import markdown
 from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
+from keras_noisylb.training.batch_check import BatchSizeCheck
+from keras_noisylb.training.model import NoisyModel
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
 GROWING = ("regimes", "seeds")  # each run is of one regime and one seed
@@ -46,6 +48,9 @@ def prepare(options, problem=None):
         build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
         network = problem.built(options, build)
         problem.check(options, network, data)
+        if options.num_microbatches and any(r.batch != "small" for r, _ in regimes.values()):
+            model = NoisyModel(network, options.num_microbatches)
+            BatchSizeCheck(None, model, None).check(options.large_batch_size)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     return regimes, build, data, problem.identity(network)
