@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracle import on_devices
 
 import keras_noisylb as nlb
 from keras_noisylb.training.noise_end import NoiseEnd
@@ -94,10 +95,7 @@ STEPS = {
 
 @pytest.mark.parametrize("way", STEPS)
 def test_a_step_outside_of_fit_needs_noise_steps(way):
-    strategy = tf.distribute.get_strategy()
-    if way == "devices":
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with on_devices(2 if way == "devices" else 1).scope():
         model = compiled(noisy(0.25), run_eagerly=way == "train_on_batch", jit_compile=False)
     with pytest.raises(RuntimeError, match=r"noise_steps=.*noise_fraction=0.25"):
         STEPS[way](model)

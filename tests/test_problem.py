@@ -87,7 +87,8 @@ def test_documented_example(tmp_path, monkeypatch, capsys):
     names = {"compare": nlb.compare, "keras": keras}
     names |= {"x_train": TRAIN[0], "y_train": TRAIN[1], "x_test": TEST[0], "y_test": TEST[1]}
     code = nlb.compare.__doc__.split("```python")[1].split("```")[0]
-    exec(textwrap.dedent(code).replace("epochs=20", "epochs=1"), names)
+    sizes = "epochs=1, large_batch_size=40, small_batch_size=10"
+    exec(textwrap.dedent(code).replace("epochs=20", sizes), names)
     assert str(names["rows"]["lb"]["test_accuracy"]) in capsys.readouterr().out
 
 

@@ -256,7 +256,12 @@ def test_4_the_table_of_the_docs(capsys):
         traces = [np.trace(quadratic.noise_covariance), one_step_trace(quadratic)]
         cells = [f"{x:.3g}" for x in traces] + [predicted, by_variance, limit, measured]
         if structure in names:
-            assert f"| {names[structure]} | {' | '.join(map(str, cells))} |" in text
+            row = re.search(rf"^\| {re.escape(names[structure])} \| (.*) \|$", text, re.MULTILINE)
+            written = row[1].split(" | ")
+            # A has a repeated eigenvalue, so its eigenvectors, and with them this bound, are not
+            # unique: they depend on the rounding of the machine.
+            assert float(written.pop(3)) == pytest.approx(cells.pop(3), rel=1e-3)
+            assert written == list(map(str, cells))
 
 
 @pytest.mark.parametrize(("loss", "steps"), [(1e-3, (366, 290, 284)), (1e-4, (5457, 6064, 6095))])

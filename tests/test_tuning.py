@@ -16,6 +16,7 @@ import keras
 import keras_tuner
 import pytest
 import tensorflow as tf
+from oracle import on_devices
 from small_nets import CROSSENTROPY
 
 import keras_noisylb as nlb
@@ -193,7 +194,7 @@ def test_seeds_mean_and_spread(tmp_path):
 
 
 def test_two_devices_train_as_one(tmp_path):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = on_devices(2)
 
     def trial(name, distribution_strategy, **changes):
         tuner = random_search(
