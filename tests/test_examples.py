@@ -143,6 +143,7 @@ def test_custom_loop(monkeypatch):
     assert names["losses"][-1] < names["losses"][0]
 
 
+@pytest.mark.slow
 def test_own_statistic(monkeypatch, capsys, float64, rng):
     names = run_script("own_statistic", monkeypatch, "--examples", "400", "--steps", "8")
     norms = np.array(list(names["norms"].values()))

@@ -35,6 +35,7 @@ def tune(output, *arguments):
     return CliRunner().invoke(app, ["tune", "2", *common, *arguments])
 
 
+@pytest.mark.slow
 def test_a_search_from_the_command_line(tmp_path, small_row, monkeypatch):
     timing = {"seconds": {32: 1.0, 128: 4.0}, "start": 1.0, "device": "an abacus"}
     monkeypatch.setattr(estimate, "time_row", lambda row: timing)

@@ -81,6 +81,7 @@ def running(process):
     return False
 
 
+@pytest.mark.slow
 def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     """kill -9 of the command within the second run; then a record that was damaged since."""
     code = "import test_table; from noisylb.main import main; test_table.add_small(); "
