@@ -117,6 +117,7 @@ def test_a_killed_queue_repeats_nothing(tmp_path, small_row, monkeypatch):
     record = json.loads((second / "run.json").read_text())
     assert set(record) == {*KEYS, "num_microbatches"}
     assert record["config"]["learning_rate"] == 0.01 and record["seed"] == 0
+    assert not {"batch_loss", "step_seconds"} & record["history"].keys()
     assert len(record["history"]["epochs"]) == EPOCHS and record["history"]["noise_steps"] == 2
     assert record["versions"]["keras"] and record["device"]
     assert record["wall_seconds"] > record["metrics"]["seconds"]

@@ -60,6 +60,9 @@ def train(folder, settings):
     build = builder(options, split.num_classes, split.x_train.shape[1:])
     earlier = records.read_json(folder / "history.json", HISTORY, print) or HISTORY
     metrics, history = train_run(folder, build, regime, rate, options, seed, split, print)
+    # Lists with a number for each update would make records of many megabytes; the metrics have
+    # the number of updates and the median of their times.
+    by_epoch = {k: v for k, v in history.items() if k not in {"batch_loss", "step_seconds"}}
     record = {
         "config": config["options"],
         "versions": records.versions(),
@@ -69,7 +72,7 @@ def train(folder, settings):
         "metrics": metrics,
         # This process, and the epochs that earlier ones had finished.
         "wall_seconds": time.perf_counter() - began + sum(e["seconds"] for e in earlier["epochs"]),
-        "history": records.rounded(history),
+        "history": records.rounded(by_epoch),
     }
     records.write_json(folder / RUN, record, indent=None)
     for name in ("record.json", "history.json"):  # which it holds
