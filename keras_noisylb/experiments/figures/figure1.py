@@ -95,16 +95,7 @@ def alignment(gradient, covariance):
 
 
 def compute(setup, folder, say):
-    """The numbers of the figure.
-
-    Args:
-        setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: not used: there is nothing to continue.
-        say: function that prints a line.
-
-    Returns:
-        Dictionary of plain data.
-    """
+    """The numbers of the figure."""
     seeds = {}
     for seed in setup.options.seed_list:
         x, y = examples(seed)
@@ -125,14 +116,7 @@ def compute(setup, folder, say):
 
 
 def verdict(numbers):
-    """The claims of the paper, and whether the numbers show them.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        List of dictionaries.
-    """
+    """The claims of the paper, and whether the numbers show them."""
     pooled = {
         name: {
             key: np.concatenate([found[name][key] for found in numbers["seeds"].values()])
@@ -169,14 +153,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """The figure of the first seed: one-step updates from points of one contour.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """The figure of the first seed: one-step updates from points of one contour."""
     seed = int(next(iter(numbers["seeds"])))
     x, y = examples(seed)
     rng = np.random.default_rng(seed)

@@ -21,16 +21,7 @@ SHOWN = 4  # layers in the picture, spread over the depth as the paper's
 
 
 def compute(setup, folder, say):
-    """The numbers of the figure.
-
-    Args:
-        setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of the figure's files.
-        say: function that prints a line.
-
-    Returns:
-        Dictionary of plain data.
-    """
+    """The numbers of the figure."""
     split, seeds = training.load(setup.options), {}
     options = dataclasses.replace(setup.options, epochs=setup.size["partly"], quiet=True)
     for seed in options.seed_list:
@@ -110,14 +101,7 @@ def ratios(numbers):
 
 
 def verdict(numbers):
-    """The claims of the paper, and whether the numbers show them.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        List of dictionaries.
-    """
+    """The claims of the paper, and whether the numbers show them."""
     found = ratios(numbers)
     words = {
         name: f"{training.title(name)} {r.mean():.2f} ({r.min():.2f}–{r.max():.2f})"
@@ -142,14 +126,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """Variances of some layers, and of the whole gradient.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Variances of some layers, and of the whole gradient."""
     seeds = [found["regimes"] for found in numbers["seeds"].values()]
     layers = seeds[0][NAMES[0]]["layers"]
     shown = np.unique(np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int))

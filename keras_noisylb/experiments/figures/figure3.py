@@ -20,16 +20,7 @@ NAMES = (
 
 
 def compute(setup, folder, say):
-    """The numbers of the figure.
-
-    Args:
-        setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of the figure's files.
-        say: function that prints a line.
-
-    Returns:
-        Dictionary of plain data.
-    """
+    """The numbers of the figure."""
     split = training.load(setup.options)
     options = dataclasses.replace(
         setup.options,
@@ -80,14 +71,7 @@ def halfway(numbers):
 
 
 def verdict(numbers):
-    """The claims of the paper, and whether the numbers show them.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        List of dictionaries.
-    """
+    """The claims of the paper, and whether the numbers show them."""
     found = halfway(numbers)
     words = {
         name: f"{training.title(name)} {e.mean():.1f} % ({e.min():.1f}–{e.max():.1f})"
@@ -124,14 +108,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """Training error per update, mean over seeds.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Training error per update, mean over seeds."""
     figure, axes = grid_of_axes(1, 1, 10, 5)
     panel = axes[0, 0]
     seeds = 0

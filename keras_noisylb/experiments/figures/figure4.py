@@ -67,16 +67,7 @@ def measure(structure, start, runs, seed, steps=STEPS):
 
 
 def compute(setup, folder, say):
-    """The numbers of the figure.
-
-    Args:
-        setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: not used: there is nothing to continue.
-        say: function that prints a line.
-
-    Returns:
-        Dictionary of plain data.
-    """
+    """The numbers of the figure."""
     seeds = {
         str(seed): {
             place: {
@@ -112,14 +103,7 @@ def lead(numbers, place, level):
 
 
 def verdict(numbers):
-    """The claims of the paper, and whether the numbers show them.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        List of dictionaries.
-    """
+    """The claims of the paper, and whether the numbers show them."""
     runs = numbers["runs"] * len(numbers["seeds"])
     sooner, later, words = [], [], []
     for place in STARTS:
@@ -157,14 +141,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """One run of each noise, the mean loss, and the updates that reaching a loss takes.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """One run of each noise, the mean loss, and the updates that reaching a loss takes."""
     first = next(iter(numbers["seeds"].values()))["(4, 3)"]
     figure, axes = grid_of_axes(2, 2, 10, 8)
     grid = np.stack(np.meshgrid(np.linspace(-3, 5, 161), np.linspace(-3.5, 4.5, 161)), axis=-1)

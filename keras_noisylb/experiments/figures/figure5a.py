@@ -25,16 +25,7 @@ LOOKS = {"full": ("#D55E00", "--", "s"), "diagonal": ("#0072B2", "-", "o")}
 
 
 def compute(setup, folder, say):
-    """The numbers of the figure.
-
-    Args:
-        setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of the figure's files.
-        say: function that prints a line.
-
-    Returns:
-        Dictionary of plain data.
-    """
+    """The numbers of the figure."""
     split = training.load(setup.options)
     seeds = {str(seed): along(setup, folder, split, seed, say) for seed in setup.options.seed_list}
     return {
@@ -119,14 +110,7 @@ class MeasureNorms(keras.callbacks.Callback):
 
 
 def verdict(numbers):
-    """The claims of the paper, and whether the numbers show them.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        List of dictionaries.
-    """
+    """The claims of the paper, and whether the numbers show them."""
     ratios = np.array([
         np.divide(found["full"], found["diagonal"]) for found in numbers["seeds"].values()
     ])
@@ -142,14 +126,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """Both norms along the training.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Both norms along the training."""
     figure, axes = grid_of_axes(1, 1, 7, 4.6)
     panel = axes[0, 0]
     for name, (colour, line, marker) in LOOKS.items():

@@ -18,16 +18,7 @@ TOLERANCE = 1e-2  # of an eigenvalue; seeds differ by more
 
 
 def compute(setup, folder, say):
-    """The numbers of the figure.
-
-    Args:
-        setup: a `noisylb.protocol.figures.FigureSetup`.
-        folder: `pathlib.Path` of the figure's files.
-        say: function that prints a line.
-
-    Returns:
-        Dictionary of plain data.
-    """
+    """The numbers of the figure."""
     split, regimes = training.load(setup.options), {name: [] for name in NAMES}
     options = dataclasses.replace(setup.options, quiet=True)
     for seed in options.seed_list:
@@ -78,14 +69,7 @@ def measure(run, setup, split):
 
 
 def verdict(numbers):
-    """The claims of the paper, and whether the numbers show them.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        List of dictionaries.
-    """
+    """The claims of the paper, and whether the numbers show them."""
     found = {
         name: np.array([run["eigenvalue"] for run in runs])
         for name, runs in numbers["regimes"].items()
@@ -109,14 +93,7 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """One column for each regime, one point for each seed.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """One column for each regime, one point for each seed."""
     figure, axes = grid_of_axes(1, 1, 8, 4.6)
     panel = axes[0, 0]
     for place, (name, runs) in enumerate(numbers["regimes"].items()):

@@ -57,26 +57,12 @@ def compute(setup, folder, say):
 
 
 def verdict(numbers):
-    """The paper has no such figure, and so no claims.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        An empty list.
-    """
+    """The paper has no such figure, and so no claims."""
     return []
 
 
 def draw(numbers):
-    """Test accuracy against the temperature, one panel for each setting.
-
-    Args:
-        numbers: from `compute`.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Test accuracy against the temperature, one panel for each setting."""
     found = {line["row"] for line in numbers["lines"]}
     rows = [row for row in SETTINGS if row in found]
     figure, axes = grid_of_axes(1, len(rows), 5.5 * len(rows), 4.4)
