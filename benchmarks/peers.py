@@ -24,8 +24,12 @@ import numpy as np
 
 # (batch size, image shape, layers): a convolution is (filters, kernel size, stride, padding).
 LENET = (512, (28, 28, 1), [(20, 5, 1, 0), "pool", (50, 5, 1, 0), "pool", 500])
-STAGE = [(16, 3, 1, 1)] * 15, [(32, 3, 2, 1), *[(32, 3, 1, 1)] * 13], [(64, 3, 2, 1)]
-CONVOLUTIONS = (128, (32, 32, 3), [*STAGE[0], *STAGE[1], *STAGE[2], *[(64, 3, 1, 1)] * 13, "mean"])
+RESNET44 = [  # without shortcuts
+    *[(16, 3, 1, 1)] * 15,
+    *[(32, 3, 2, 1), *[(32, 3, 1, 1)] * 13],
+    *[(64, 3, 2, 1), *[(64, 3, 1, 1)] * 13],
+]
+CONVOLUTIONS = (128, (32, 32, 3), [*RESNET44, "mean"])
 NETWORKS = {"lenet": LENET, "convolutions": CONVOLUTIONS}
 LIBRARIES = ("keras_noisylb", "backpack", "opacus", "torch.func")
 PACKAGES = {
