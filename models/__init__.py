@@ -1,6 +1,11 @@
-"""Ordinary Keras models, with ghost batch normalisation by default."""
+"""Ordinary Keras models, with ghost batch normalisation by default.
+
+A model is one file, whose `BUILDERS` hold its builders by name.
+"""
 
 import functools
+import importlib
+import pkgutil
 import re
 from collections.abc import Callable
 
@@ -12,17 +17,13 @@ from keras_noisylb.models.mlp import MLP
 from keras_noisylb.models.resnet import ResNet, ResNet44, ResNet44x2
 from keras_noisylb.models.vgg import VGG16
 
-_BUILDERS: dict[str, Callable[..., keras.Model]] = {
-    "alexnet": AlexNet,
-    "lenet": LeNet,
-    "mlp": MLP,
-    "resnet8": functools.partial(ResNet, depth=8),
-    "resnet44": ResNet44,
-    "resnet44x2": ResNet44x2,
-    "vgg16": VGG16,
-}
-
 __all__ = ["AlexNet", "LeNet", "MLP", "ResNet", "ResNet44", "ResNet44x2", "VGG16", "get", "names"]
+
+
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {}
+for _file in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f"{__name__}.{_file.name}")
+    _BUILDERS |= getattr(_module, "BUILDERS", {})
 
 
 def names() -> list[str]:

@@ -48,3 +48,6 @@ def AlexNet(
         x = blocks.norm_relu(x, f"conv{k}")
     x = blocks.dense_stack(x, (384, 192), dropout)
     return keras.Model(inputs, blocks.logits(x, num_classes), name=name)
+
+
+BUILDERS = {"alexnet": AlexNet}

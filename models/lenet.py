@@ -42,3 +42,6 @@ def LeNet(
         x = layers.MaxPooling2D(name=f"pool{k}")(x)
     x = blocks.dense_stack(x, (500,))
     return keras.Model(inputs, blocks.logits(x, num_classes), name=name)
+
+
+BUILDERS = {"lenet": LeNet}

@@ -42,3 +42,6 @@ def MLP(
     inputs = keras.Input(input_shape)
     x = blocks.dense_stack(inputs, hidden_units)
     return keras.Model(inputs, blocks.logits(x, num_classes), name=name)
+
+
+BUILDERS = {"mlp": MLP}

@@ -1,5 +1,6 @@
 """Residual networks for CIFAR."""
 
+import functools
 import numbers
 
 import keras
@@ -151,3 +152,10 @@ def ResNet44x2(
         l2=l2,
         name=name,
     )
+
+
+BUILDERS = {
+    "resnet8": functools.partial(ResNet, depth=8),
+    "resnet44": ResNet44,
+    "resnet44x2": ResNet44x2,
+}

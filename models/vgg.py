@@ -55,3 +55,6 @@ def VGG16(
         x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
     x = blocks.dense_stack(x, dense_units, dropout)
     return keras.Model(inputs, blocks.logits(x, num_classes), name=name)
+
+
+BUILDERS = {"vgg16": VGG16}
