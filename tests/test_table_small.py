@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from keras_noisylb import matched_multiplier, noise_temperature
 from keras_noisylb.experiments import records
+from keras_noisylb.experiments.figures import figure_temperature
 from keras_noisylb.experiments.queue import plan
 from keras_noisylb.experiments.queue.run import RUN
 from keras_noisylb.experiments.regimes import REGIMES, choose
@@ -146,6 +147,9 @@ def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
         return [(line["regime"], line["seeds"]) for line in lines]
 
     assert drawn() == [("lb", 3), ("lb-full-split", 2)]
+    lines = json.loads(path.read_text())["numbers"]["lines"]
+    for line, accuracies in zip(lines, ([50, 60, 70], [70, 80]), strict=True):
+        assert figure_temperature.standard_error(line) == pytest.approx(stats.sem(accuracies))
     assert path.with_suffix(".png").stat().st_size > 10_000
     shutil.rmtree(tmp_path / "small" / "cifar10-small" / "lb-rate0.4-seed0")
     assert figure().exit_code == 0 and drawn() == [("lb", 2), ("lb-full-split", 2)]
