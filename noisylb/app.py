@@ -70,9 +70,6 @@ def path(parameter: typer.CallbackParam, value: str | None):
 def fail(error):
     """End the command with one line and exit code 2.
 
-    Args:
-        error: what went wrong.
-
     Raises:
         typer.Exit: always.
     """
@@ -81,11 +78,7 @@ def fail(error):
 
 
 def show_warning(message, *_, **__):
-    """Show a warning in one line, without the place in the code.
-
-    Args:
-        message: the warning.
-    """
+    """Show a warning in one line, without the place in the code."""
     typer.echo(f"noisylb: {message}", err=True)
 
 

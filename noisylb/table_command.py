@@ -269,11 +269,7 @@ def show_plan(runs, console):
 
 
 def duration(seconds):
-    """A duration in words.
-
-    Args:
-        seconds: a number.
-    """
+    """A duration in words."""
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -98,9 +98,6 @@ class ShortRuns:
     def sample(self, num_batches):
         """Batches of the data, stored in memory: the same on every pass.
 
-        Args:
-            num_batches: largest number of batches.
-
         Returns:
             A `tf.data.Dataset`.
         """
@@ -188,10 +185,6 @@ def _learning_rate(optimizer, learning_rate):
 
 def positive_rate(name, rate):
     """Check a learning rate.
-
-    Args:
-        name: name of the argument.
-        rate: the received value.
 
     Raises:
         ValueError: if it is not a positive number.

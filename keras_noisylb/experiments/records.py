@@ -53,9 +53,6 @@ def rounded(value, digits=6):
 def replacing(path):
     """Write a file atomically: a reader finds the old or the new one, never a part.
 
-    Args:
-        path: of the file.
-
     Yields:
         The path to write to. What is there becomes the file at the end of the block, and is removed
         where the block fails.
@@ -70,12 +67,7 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Write a text file, by `replacing`.
-
-    Args:
-        path: of the file.
-        text: its new content.
-    """
+    """Write a text file, by `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -127,9 +119,6 @@ def differences(there, now, uncompared=()):
 
 def refuse_constant(name):
     """Refuse NaN and infinity in JSON: `plain` writes none.
-
-    Args:
-        name: as JSON has it.
 
     Raises:
         ValueError: always.

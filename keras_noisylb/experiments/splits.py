@@ -11,9 +11,6 @@ from keras_noisylb import data
 def stratified_order(labels):
     """An order whose every beginning holds the classes in the proportions of the whole.
 
-    Args:
-        labels: integer array.
-
     Returns:
         Array of indices; within a class they keep their order.
     """
@@ -43,11 +40,7 @@ class Batches(keras.utils.PyDataset):
         self.start(epoch)
 
     def start(self, epoch):
-        """Shuffle for an epoch.
-
-        Args:
-            epoch: its number, from 0.
-        """
+        """Shuffle for an epoch."""
         self.epoch = epoch
         self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.x))
 

@@ -194,9 +194,6 @@ def median_step(history):
     """Median seconds of an update: of an update with noise, if the run has noise.
 
     The first update after each start is left out: Keras builds its graph there.
-
-    Args:
-        history: of the run.
     """
     steps = history["step_seconds"]
     if history["noise_steps"]:

@@ -53,9 +53,6 @@ def factored_places(model):
 
     A layer that shares a variable with another one has none: A and G are those of one layer.
 
-    Args:
-        model: a built Keras model.
-
     Returns:
         List of `Place`, in the order of the trainable variables.
     """

@@ -54,10 +54,6 @@ def noise_factor(fisher: ArrayLike, structure: Structure, multiplier: float = 1.
 def symmetric(name, matrix):
     """Check that a matrix is symmetric.
 
-    Args:
-        name: name of the argument.
-        matrix: the received value.
-
     Returns:
         A float64 copy, shape (d, d).
 

@@ -101,12 +101,7 @@ def is_chief(strategy):
 
 
 def of_chief(strategy, number):
-    """The number that the chief has; all workers must ask for it.
-
-    Args:
-        strategy: any strategy.
-        number: an integer.
-    """
+    """The number that the chief has; all workers must ask for it."""
     if not several_workers(strategy):
         return number
     return int(strategy.gather(tf.constant([number], "int64"), axis=0)[0])

@@ -60,11 +60,6 @@ LARGE = {"vgg16": (1.6, 1.6), "resnet44": (3.2, 1.6), "resnet44x2": (3.2, 1.6)} 
 def large_rate(row, model, regime):
     """The peak learning rate of a regime with large batches.
 
-    Args:
-        row: name of the row.
-        model: its model.
-        regime: name of the regime.
-
     Returns:
         Tuple of the rate, whether the paper states it, and where it is from.
     """

@@ -23,10 +23,6 @@ TITLES = {
 def examples(seed, number=EXAMPLES):
     """Inputs whose covariance has the axes of a turned ellipse, and their noisy targets.
 
-    Args:
-        seed: of the random numbers.
-        number: of examples.
-
     Returns:
         Tuple of arrays (number, 2) and (number,). The best parameters are about 0.
     """
@@ -38,11 +34,6 @@ def examples(seed, number=EXAMPLES):
 
 def contour(x, y, number):
     """Points of equal loss around the minimum.
-
-    Args:
-        x: inputs.
-        y: targets.
-        number: of points.
 
     Returns:
         Array (number, 2) of points whose loss is `EXCESS_LOSS` above the least.

@@ -70,9 +70,6 @@ def cells(table, scale, rows=None, regimes=None, labels=None):
 def seed_range(seeds):
     """The seeds of so many runs.
 
-    Args:
-        seeds: their number.
-
     Raises:
         CompareError: if there would be none, or too many.
     """

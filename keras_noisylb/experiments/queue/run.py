@@ -142,11 +142,7 @@ class Run:
         return found
 
     def outcome(self, record):
-        """The result in words.
-
-        Args:
-            record: of the run.
-        """
+        """The result in words."""
         metrics, seconds = record["metrics"], record["wall_seconds"]
         if metrics["diverged_epoch"] is not None:
             return f"diverged at epoch {metrics['diverged_epoch']}, {seconds:.0f} s"

@@ -115,12 +115,6 @@ def caption(options, reported):
 def for_terminal(header, rows, caption, width):
     """The table for the terminal.
 
-    Args:
-        header: names of the columns.
-        rows: of strings.
-        caption: of the table.
-        width: of the terminal.
-
     Returns:
         A `rich.table.Table`.
     """

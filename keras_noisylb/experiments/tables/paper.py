@@ -17,10 +17,6 @@ FIELDS = (
 def welch(first, second):
     """Welch's test of whether the mean of the first sample is larger; the variances may differ.
 
-    Args:
-        first: list of numbers.
-        second: list of numbers.
-
     Returns:
         Tuple of t, the degrees of freedom and the one-sided p; `None` where a sample has fewer
         than two numbers or neither has any variance.

@@ -17,11 +17,6 @@ def shown(value, form):
 def markdown(header, rows, caption):
     """A table as Markdown, with its caption below.
 
-    Args:
-        header: names of the columns.
-        rows: of strings.
-        caption: a string.
-
     Returns:
         A string.
     """
@@ -31,10 +26,6 @@ def markdown(header, rows, caption):
 
 def to_csv(fields, lines):
     """Numbers as CSV, with all their digits.
-
-    Args:
-        fields: names of the columns.
-        lines: dictionaries with these keys.
 
     Returns:
         A string.

@@ -164,9 +164,6 @@ def to_dict(cells, scale):
 def read(path):
     """The rates of a file that `noisylb tune` has written.
 
-    Args:
-        path: of the file.
-
     Returns:
         Dictionary of recipe name to learning rate.
 
