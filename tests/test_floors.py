@@ -3,10 +3,15 @@
 import ast
 import functools
 import graphlib
+import importlib
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import keras_noisylb
 
 ROOT = Path(__file__).parent.parent
 TOPS = {
@@ -149,3 +154,21 @@ def test_circles_on_one_floor_are_found():
         "keras_noisylb.noise.fixed": back,
     }
     assert any("a circle" in text for text in faults(changed, FLOORS))
+
+
+def shadowed(package):
+    """The modules of a package whose names stand for something else in the package."""
+    found = []
+    for module in pkgutil.iter_modules(package.__path__):
+        value = getattr(package, module.name, None)
+        if value is not None and not inspect.ismodule(value):
+            found.append(f"{package.__name__}.{module.name}")
+        elif module.ispkg:
+            found += shadowed(importlib.import_module(f"{package.__name__}.{module.name}"))
+    return found
+
+
+def test_nothing_shadows_a_module(monkeypatch):
+    assert shadowed(keras_noisylb) == []
+    monkeypatch.setattr(keras_noisylb.noise, "base", lambda: None)
+    assert shadowed(keras_noisylb) == ["keras_noisylb.noise.base"]

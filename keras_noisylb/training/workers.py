@@ -15,7 +15,7 @@ def multi_worker_strategy(
 ) -> tf.distribute.MultiWorkerMirroredStrategy:
     """A `tf.distribute.MultiWorkerMirroredStrategy`, once all its workers have started.
 
-    TensorFlow alone waits without an end for a worker that never starts. Call it in every worker,
+    TensorFlow alone waits without limit for a worker that never starts. Call it in every worker,
     before anything else of Keras or TensorFlow: importing them is allowed, making a layer, an
     optimizer or a tensor is not.
 
@@ -79,7 +79,7 @@ def addresses(cluster_spec):
 
 
 def several_workers(strategy):
-    """Whether a strategy joins the processes of a cluster, be it of one worker alone.
+    """Whether a strategy joins the processes of a cluster, also if that has one worker only.
 
     Args:
         strategy: a `tf.distribute.Strategy`.
@@ -101,7 +101,7 @@ def is_chief(strategy):
 
 
 def of_chief(strategy, number):
-    """The number that the chief has; all workers must ask for it."""
+    """The chief's number; all workers must call this together."""
     if not several_workers(strategy):
         return number
     return int(strategy.gather(tf.constant([number], "int64"), axis=0)[0])
@@ -109,7 +109,7 @@ def of_chief(strategy, number):
 
 @contextlib.contextmanager
 def lost_workers_named(strategy):
-    """Say which worker was lost where TensorFlow says that a collective operation failed.
+    """Name the lost worker if a collective operation of TensorFlow fails.
 
     Args:
         strategy: the strategy of the model.
@@ -167,7 +167,7 @@ def meet(workers, own, timeout):
     """
     deadline = time.monotonic() + timeout
     missing = {key: address for key, address in workers.items() if key != own}
-    # TensorFlow's server listens later, and while it starts the others may look already.
+    # The other workers may look before TensorFlow's server listens.
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -178,21 +178,19 @@ def meet(workers, own, timeout):
             if missing and time.monotonic() > deadline:
                 names = ", ".join(f"{job} {n} at {a}" for (job, n), a in missing.items())
                 raise TimeoutError(
-                    f"These workers cannot be reached after {timeout:g} seconds: {names}. Look "
-                    "whether they were started, and started with the same list of addresses; or "
-                    "wait for longer, with a larger `timeout`."
+                    f"These workers cannot be reached after {timeout:g} seconds: {names}. Check "
+                    "that they run and have the same list of addresses, or pass a larger "
+                    "`timeout`."
                 )
             time.sleep(0.2 if missing else 0)
 
 
 def wait_until_left(addresses, timeout=30.0):
-    """Let the other workers end first, because they take leave of the chief.
-
-    One that finds it gone may wait for minutes before it ends.
+    """Wait until the other workers have ended: a worker without its chief may hang for minutes.
 
     Args:
-        addresses: those of the other workers.
-        timeout: seconds after which they are left alone.
+        addresses: of the other workers.
+        timeout: seconds after which the chief ends in any case.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and any(_answers(address) for address in addresses):

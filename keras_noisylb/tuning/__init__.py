@@ -10,6 +10,6 @@ except ImportError as error:
 
 from keras_noisylb.tuning.grid import GridSearch
 from keras_noisylb.tuning.hypermodel import NoisyHyperModel
-from keras_noisylb.tuning.results import TrialResult, results
+from keras_noisylb.tuning.trials import TrialResult, results
 
 __all__ = ["GridSearch", "NoisyHyperModel", "TrialResult", "results"]
