@@ -14,7 +14,7 @@ from keras_noisylb import matched_multiplier, noise_temperature
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.figures import figure_temperature
 from keras_noisylb.experiments.queue import plan
-from keras_noisylb.experiments.queue.run import RUN
+from keras_noisylb.experiments.queue.run import RUN, Run
 from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.experiments.tables import small as small_table
 from keras_noisylb.experiments.tables.text import to_csv
@@ -96,6 +96,16 @@ def test_temperatures_of_recipes():
     }
     for name, value in expected.items():
         assert small_table.temperature(SMALL[name]) == value
+
+
+def test_adamw_has_decoupled_decay_and_no_temperature(tmp_path):
+    recipe = SMALL["cifar10-lenet-adamw/lb/rate0.002"]
+    options = recipe.options(0)
+    assert (options.optimizer, options.weight_decay, options.l2) == ("adamw", 0.05, 0.0)
+    assert small_table.temperature(recipe) is None
+    (line,) = small_table.summarize([Run(recipe, (0,), tmp_path)], [None])
+    header, (row,) = small_table.cells([line])
+    assert row[header.index("T, 10⁻³")] == "–"
 
 
 def test_the_table_against_scipy(tmp_path):

@@ -31,8 +31,8 @@ class Source:
 class Recipe:
     """One cell of Tables 2 and 3: all that its training depends on, as plain data.
 
-    Times are in epochs. What a regime does not have is `None`. All recipes are trained by SGD, and
-    their learning rates fall as `DECAYS` and `DECAY_FACTOR` say.
+    Times are in epochs. What a regime does not have is `None`. All learning rates fall as `DECAYS`
+    and `DECAY_FACTOR` say.
 
     Args:
         row: name of the data set and model, such as "cifar10-resnet44".
@@ -45,7 +45,8 @@ class Recipe:
         large_batch_size: M_L.
         ghost_batch_size: examples whose statistics batch normalisation takes together.
         momentum: of SGD.
-        weight_decay: factor of the weights that are added to the gradient.
+        weight_decay: factor of the weights that are added to the gradient; with AdamW, the
+            decoupled decay.
         learning_rate: the peak.
         small_learning_rate: that of SB, for a regime that changes from small batches to large ones
             or whose noise is matched to it.
@@ -61,6 +62,7 @@ class Recipe:
         pool: size of the tiles of pixels that are averaged; `None` for whole images.
         held_out: number of training images that are held out and reported on beside the test set.
         validation_freq: epochs between two evaluations; `None` for 1.
+        optimizer: "adamw", or `None` for SGD.
         label: a name that only this recipe of its row and regime has.
         validation_fraction: part of the training set that is held out, and reported on in place of
             the test set, while something is tuned.
@@ -101,6 +103,7 @@ class Recipe:
     pool: int | None = None
     held_out: int | None = None
     validation_freq: int | None = None
+    optimizer: str | None = None
     label: str | None = None
     validation_fraction: float | None = None
     sources: tuple = field(default=(), compare=False)
@@ -119,8 +122,8 @@ class Recipe:
     def described(self):
         """The values of `to_dict`, and those that all recipes share."""
         return {
-            **self.to_dict(),
             "optimizer": "sgd",
+            **self.to_dict(),
             "decay_epochs": tuple(part * self.epochs for part in DECAYS),
             "decay_factor": DECAY_FACTOR,
             "seeds": SEEDS,
@@ -142,10 +145,14 @@ class Recipe:
             name: getattr(self, name)
             for name in (
                 "estimator", "conv", "multiplier", "sigma", "damping", "normalization", "pool",
-                "held_out", "validation_freq",
+                "held_out", "validation_freq", "optimizer",
             )
             if getattr(self, name) is not None
         }  # fmt: skip
+        if self.optimizer == "adamw":
+            given["weight_decay"] = self.weight_decay
+        else:
+            given["l2"] = self.weight_decay / 2  # the gradient of l2 |w|² is 2 l2 w
         rates = {"sb": self.small_learning_rate, self.regime: self.learning_rate}
         return Options(
             regimes=self.regime,
@@ -159,7 +166,6 @@ class Recipe:
             warmup_fraction=self.warmup_epochs / self.epochs,
             noise_fraction=part / self.epochs,
             ghost_batch_size=self.ghost_batch_size,
-            l2=self.weight_decay / 2,  # the gradient of l2 |w|² is 2 l2 w
             augment=self.augment,
             train_size=self.train_size,
             validation_fraction=self.validation_fraction or 0.0,

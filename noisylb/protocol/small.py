@@ -153,6 +153,11 @@ LENET = setting(
     train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.01,
 )  # fmt: skip
 FULL, DIAGONAL = "lb-full-split", "lb-diagonal-split"
+# The rate of Adam follows the square root of the batch: 0.004 here, if that does not diverge.
+ADAMW = LENET | {
+    "row": "cifar10-lenet-adamw", "optimizer": "adamw", "weight_decay": 0.05,
+    "small_learning_rate": 0.0005,
+}  # fmt: skip
 SEARCHED = RESNET8 | {"row": "cifar10-small-search"}
 REGIMES = ("sb", "lb", "lb-trace", "lb-diagonal", DIAGONAL, FULL, "lb-kfac", "batch-change")
 TRIALS = 8  # of each regime
@@ -203,6 +208,15 @@ POINTS = {
         point(LENET, "lb", 0.2),
         point(LENET, "sb", 0.01),
         point(LENET, "lb", 0.05),
+    ],
+    "cifar10-lenet-adamw": [
+        point(ADAMW, "sb", 0.0005),
+        point(ADAMW, "lb", 0.001),
+        point(ADAMW, FULL, 0.001, 0.49, 0.5),
+        point(ADAMW, "lb", 0.002),
+        point(ADAMW, FULL, 0.002, 0.22, 0.5),
+        point(ADAMW, "lb", 0.004),
+        point(ADAMW, "lb", 0.008),
     ],
     "cifar10-small-search": [
         recipe for regime in REGIMES for recipe in search(SEARCHED, regime, TRIALS)

@@ -22,8 +22,10 @@ def temperature(recipe):
         recipe: a `Recipe`.
 
     Returns:
-        A float.
+        A float; `None` with AdamW, whose division of the gradient it does not describe.
     """
+    if recipe.optimizer is not None:
+        return None
     small, large = recipe.small_batch_size, recipe.large_batch_size
     if REGIMES[recipe.regime].batch == "change":
         return noise_temperature(recipe.small_learning_rate, small, momentum=recipe.momentum)
@@ -141,7 +143,7 @@ def cells(lines):
             line["row"], line["title"], f"{line['rate']:g}",
             shown(line["multiplier"], "g"), shown(line["noise_part"], "g"),
             f"{line['weight_decay']:g}",
-            f"{1e3 * line['temperature']:.3g}", seeds,
+            shown(line["temperature"] and 1e3 * line["temperature"], ".3g"), seeds,
             shown(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
             gain, shown(line["paired_p"], ".2g"),
         ))  # fmt: skip
