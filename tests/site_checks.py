@@ -5,7 +5,12 @@ import pathlib
 import re
 import urllib.parse
 
-DOLLARS = re.compile(r"\$\$|\$\\|\$[A-Za-z]\w*\$")  # TeX that no extension has seen
+# TeX that no extension has seen: formulas in dollars, commands such as \frac, \( and \[.
+RAW_TEX = re.compile(r"\$\$|\$\\|\$[A-Za-z]\w*\$|\\[A-Za-z]{2,}|\\[\[\]()]")
+FENCED = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
+# What the site's extension Arithmatex takes as formulas.
+FORMULA = re.compile(r"\$\$.+?\$\$|(?<!\\)\$(?!\s)(?:\\.|[^\\$])+?(?<!\s)\$", re.DOTALL)
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
 
@@ -18,7 +23,7 @@ class Page(html.parser.HTMLParser):
         self.anchors, self.links, self.loaded = set(), [], []
         self.tables, self.bare_tables = 0, 0
         self.formulas, self.raw_formulas = 0, 0
-        self._open = []  # (tag, whether it is in a frame that scrolls)
+        self._open = []  # (tag, whether it is in a frame that scrolls, whether in a formula)
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -31,22 +36,30 @@ class Page(html.parser.HTMLParser):
             self.loaded.append(given[loads])
         framed = bool(self._open) and self._open[-1][1]
         framed = framed or "scroll" in (given.get("class") or "").split()
-        if "arithmatex" in (given.get("class") or "").split():
-            self.formulas += 1
+        formula = "arithmatex" in (given.get("class") or "").split()
+        self.formulas += formula
         if tag == "table":
             self.tables += 1
             self.bare_tables += not framed
         if tag not in VOID:
-            self._open.append((tag, framed))
+            self._open.append((tag, framed, formula))
 
     def handle_data(self, data):
-        if not {"code", "script", "style"} & {tag for tag, _ in self._open}:
-            self.raw_formulas += len(DOLLARS.findall(data))
+        if not {"code", "script", "style"} & {tag for tag, *_ in self._open}:
+            typeset = any(formula for _, _, formula in self._open)
+            self.raw_formulas += 0 if typeset else len(RAW_TEX.findall(data))
 
     def handle_endtag(self, tag):
-        if tag in {name for name, _ in self._open}:
+        if tag in {name for name, *_ in self._open}:
             while self._open.pop()[0] != tag:
                 pass
+
+
+def raw_tex(markdown: str) -> list[str]:
+    """TeX in the source of a page that is neither code nor a whole formula."""
+    for known in (FENCED, CODE, FORMULA):
+        markdown = known.sub("", markdown)
+    return RAW_TEX.findall(markdown) + re.findall(r"(?<!\\)\$", markdown)
 
 
 def read(folder: pathlib.Path) -> dict[pathlib.Path, Page]:

@@ -3,6 +3,7 @@ import functools
 import importlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -117,6 +118,24 @@ def test_points_of_figure_1_lie_on_one_contour():
     losses = [np.mean((x @ theta - y) ** 2) / 2 for theta in figure1.contour(x, y, 9)]
     best = np.linalg.lstsq(x, y, rcond=None)[0]
     np.testing.assert_allclose(losses, np.mean((x @ best - y) ** 2) / 2 + figure1.EXCESS_LOSS)
+
+
+def test_the_picture_of_figure_1_shows_the_angles_of_its_text():
+    numbers = {"seeds": {seed: angles(seed) for seed in range(2)}}
+    found = figure1.verdict(numbers)[0]["found"]
+    titles = [panel.get_title() for panel in figure1.draw(numbers).axes]
+    for name, title in (("normal", "full Fisher"), ("diagonal Fisher", "diagonal Fisher")):
+        (degrees,) = re.findall(rf"{name}:? median (\d+)°", found)
+        assert f"{title}: {degrees}° to the normal (median)" in titles
+
+
+def angles(seed):
+    """What figure 1 measures, far from what its examples give."""
+    each = {"along_normal": [0.5] * 3, "trace": [1.0] * 3}
+    return {
+        name: {"angle": [place + seed, place + seed + 1, place], **each}
+        for place, name in zip((20, 30, 50, 70), figure1.TITLES, strict=True)
+    }
 
 
 @pytest.mark.parametrize("structure", ["full", "diagonal"])

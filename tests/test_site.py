@@ -3,6 +3,7 @@
 `.ci/site` says nothing of a good site and fails at a bad one; README's links lead somewhere.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -115,6 +116,28 @@ def test_a_table_without_a_frame_and_a_raw_formula_are_found(tmp_path):
     page = write(tmp_path, {"index.html": SITE["index.html"] + "<table></table>"}).popitem()[1]
     assert (page.tables, page.bare_tables) == (2, 1)
     assert (page.formulas, page.raw_formulas) == (0, 1)
+
+
+@pytest.mark.parametrize("raw", [r"\(x\)", r"\frac 1 2", r"$$ x $$", "$x$"])
+def test_a_raw_formula_is_found(tmp_path, raw):
+    typeset = f'<p><code>{raw}</code><span class="arithmatex">{raw}</span></p>'
+    assert write(tmp_path, {"index.html": typeset}).popitem()[1].raw_formulas == 0
+    assert write(tmp_path, {"index.html": f"<p>{raw}</p>"}).popitem()[1].raw_formulas > 0
+
+
+def test_formulas_in_the_sources_are_whole():
+    pages = [ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    sources = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    for notebook in (ROOT / "examples" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        sources[notebook.name] = "\n\n".join(texts)
+    assert len(sources) > 40
+    assert {
+        name: found for name, text in sources.items() if (found := site_checks.raw_tex(text))
+    } == {}
+    for wrong in ("$ x$ is", r"a \frac{1}{2}", "$$ x", r"`a` $x$ and y$"):
+        assert all(site_checks.raw_tex(f"{text}\n\n{wrong}\n") for text in sources.values())
 
 
 def test_links_of_the_readme():

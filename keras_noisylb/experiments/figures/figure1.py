@@ -106,19 +106,26 @@ def compute(setup, folder, say):
     }  # fmt: skip
 
 
+def pooled_over_seeds(numbers, key):
+    """What was measured for each noise, at all points of all seeds.
+
+    Args:
+        numbers: of `compute`.
+        key: "angle", "along_normal" or "trace".
+    """
+    seeds = numbers["seeds"].values()
+    return {name: np.concatenate([found[name][key] for found in seeds]) for name in TITLES}
+
+
 def verdict(numbers):
     """The claims of the paper, and whether the numbers show them."""
-    pooled = {
-        name: {
-            key: np.concatenate([found[name][key] for found in numbers["seeds"].values()])
-            for key in ("angle", "along_normal", "trace")
-        }
-        for name in TITLES
-    }
-    angles = {n: np.percentile(p["angle"], (50, 90, 100)) for n, p in pooled.items()}
-    parts = {n: p["along_normal"].mean() for n, p in pooled.items()}
-    ratio = pooled["full"]["trace"] / pooled["sgd"]["trace"]
-    turned = np.abs(pooled["full"]["angle"] - pooled["sgd"]["angle"])
+    angle, along_normal, trace = (
+        pooled_over_seeds(numbers, key) for key in ("angle", "along_normal", "trace")
+    )
+    angles = {name: np.percentile(found, (50, 90, 100)) for name, found in angle.items()}
+    parts = {name: found.mean() for name, found in along_normal.items()}
+    ratio = trace["full"] / trace["sgd"]
+    turned = np.abs(angle["full"] - angle["sgd"])
 
     def shown(name):
         return "median {:.0f}°, 90 % below {:.0f}°, largest {:.0f}°".format(*angles[name])
@@ -126,9 +133,9 @@ def verdict(numbers):
     return [
         claim(
             "Full Fisher noise is perpendicular to the contours.",
-            pooled["full"]["angle"] < 15,
+            angle["full"] < 15,
             f"Angle between its longest axis and the contour's normal: {shown('full')} (within 15° "
-            f"at {np.mean(pooled['full']['angle'] < 15):.0%} of the points); for diagonal Fisher "
+            f"at {np.mean(angle['full'] < 15):.0%} of the points); for diagonal Fisher "
             f"{shown('diagonal')}. Part of the variance along the normal: full "
             f"{parts['full']:.2f}, SGD {parts['sgd']:.2f}, diagonal "
             f"{parts['diagonal']:.2f}, isotropic {parts['isotropic']:.2f}.",
@@ -144,17 +151,17 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """The figure of the first seed: one-step updates from points of one contour."""
+    """One-step updates of the first seed from points of one contour; angles of all seeds."""
     seed = int(next(iter(numbers["seeds"])))
     x, y = examples(seed)
     rng = np.random.default_rng(seed)
     figure, axes = grid_of_axes(2, 2, 9, 7.4, sharex=True, sharey=True)
     side = np.stack(np.meshgrid(np.linspace(-3.6, 3.6, 161), np.linspace(-3.6, 3.6, 161)), axis=-1)
     losses = np.mean([0.5 * (side @ a - b) ** 2 for a, b in zip(x, y, strict=True)], axis=0)
+    angles = pooled_over_seeds(numbers, "angle")
     levels = losses.min() + EXCESS_LOSS * np.array([0.04, 0.25, 0.5, 1, 2, 3, 4])
     for panel, name in zip(axes.flat, TITLES, strict=True):
         panel.contour(side[..., 0], side[..., 1], losses, levels, colors="0.75", linewidths=0.8)
-        angles = []
         for theta in contour(x, y, SHOWN):
             gradient, noises = covariances(x, y, theta)
             if name == "sgd":
@@ -163,7 +170,6 @@ def draw(numbers):
                 steps = (residuals[..., None] * x[batches]).mean(axis=1)
             else:
                 steps = gradient + rng.multivariate_normal(np.zeros(2), noises[name], size=60)
-            angles.append(alignment(gradient, noises[name])[0])
             ends = theta - STEP_SIZE * steps
             panel.plot(*ends.T, ".", color="#0072B2", markersize=3, alpha=0.6)
             target = theta - STEP_SIZE * gradient
@@ -171,7 +177,11 @@ def draw(numbers):
                 "", target, theta, arrowprops={"arrowstyle": "->", "color": "#D55E00", "lw": 2}
             )
             panel.plot(*theta, "o", color="black", markersize=4)
-        note = "" if name == "isotropic" else f": {np.median(angles):.0f}° to the normal (median)"
+        note = (
+            ""
+            if name == "isotropic"
+            else f": {np.median(angles[name]):.0f}° to the normal (median)"
+        )
         panel.set(title=TITLES[name] + note, aspect="equal", xlim=(-3.6, 3.6), ylim=(-3.2, 3.2))
         panel.grid(False)
     for panel in axes[-1]:
