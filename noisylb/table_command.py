@@ -9,6 +9,7 @@ from rich.console import Console
 
 from noisylb.app import app, fail, path, work
 from noisylb.protocol import recipe
+from noisylb.protocol.options import number_or_matched
 from noisylb.protocol.paper import PUBLISHED, RECIPES
 from noisylb.protocol.recipe import SCALES, WHOLE
 from noisylb.terminal import grid
@@ -48,6 +49,14 @@ TABLE_PRESET = Annotated[
     typer.Option(
         help="Size of 2 and 3: probe (5 epochs), short (15), quick (20 and 10,000 images; the "
         "default) or paper (200)."
+    ),
+]
+MULTIPLIER = Annotated[
+    str | None,
+    typer.Option(
+        help="λ of all noises of 2 and 3, or matched: the λ with the temperature of SB (the "
+        "recipes', which is 1 as in the paper).",
+        parser=number_or_matched,
     ),
 ]
 JOBS = Annotated[
@@ -130,6 +139,7 @@ def table(
     data_dir: DATA_DIR = None,
     num_microbatches: MICROBATCHES = None,
     rates: RATES = None,
+    multiplier: MULTIPLIER = None,
     jobs: JOBS = 1,
     output: OUTPUT = "results/tables",
     dry_run: DRY_RUN = False,
@@ -146,6 +156,7 @@ def table(
         data_dir: folder of the prepared data sets.
         num_microbatches: microbatches of a large batch.
         rates: file of learning rates in place of the recipes'.
+        multiplier: λ in place of the recipes'.
         jobs: number of runs at a time.
         output: folder of the results.
         dry_run: whether only the plan is printed.
@@ -162,7 +173,7 @@ def table(
         from keras_noisylb.experiments.tune.rates import read
 
         found = read(rates) if rates else {}
-        runs = plan(number, size, output, rows, regimes, seeds, found, labels)
+        runs = plan(number, size, output, rows, regimes, seeds, found, labels, multiplier)
         names = dict.fromkeys(run.recipe.name for run in runs)
         if rates and not found.keys() >= names.keys():
             without = ", ".join(name for name in names if name not in found)
@@ -173,7 +184,7 @@ def table(
         if number == "small":
             form, words = small, small.caption()
         else:
-            form, words = paper, paper.caption(number, size, bool(rates))
+            form, words = paper, paper.caption(number, size, bool(rates), multiplier)
         do(
             execute, runs, settings, folder, console,
             lambda: report(form, number, words, runs, folder, console), jobs,

@@ -16,16 +16,17 @@ from rich.console import Console
 from scipy import special
 from typer.testing import CliRunner
 
-from keras_noisylb import models
+from keras_noisylb import matched_multiplier, models
 from keras_noisylb.experiments import folders, records
 from keras_noisylb.experiments.queue import estimate, execute, jobs, plan, process
 from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
 from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.experiments.tables import paper as paper_table
 from keras_noisylb.experiments.tables.text import markdown, to_csv
 from noisylb.main import app
 from noisylb.protocol import paper
-from noisylb.protocol.recipe import SCALES, Scale
+from noisylb.protocol.recipe import SCALES, WHOLE, Scale
 
 ROW, EPOCHS = "small-mlp", 4
 REGIMES = ("lb", "lb-diagonal")
@@ -307,6 +308,23 @@ def test_welch_by_hand():
     assert paper_table.welch(second, first) == pytest.approx((-t, df, 1 - p))
     assert paper_table.welch([1.0], second) is None
     assert paper_table.welch([1.0, 1.0], [0.0, 0.0]) is None
+
+
+def test_another_multiplier_has_runs_of_its_own():
+    rates = {"mnist-mlp/sb": 0.1, "mnist-mlp/lb-diagonal": 0.2828}
+    of = {"table": "2", "scale": SCALES["short"], "output": "", "seeds": 1, "rates": rates}
+    of |= {"rows": "mnist-mlp", "regimes": "lb,lb-diagonal"}
+    paper, hot = (plan.plan(**of, multiplier=given) for given in (None, "matched"))
+    assert paper[0] == hot[0] and paper[1].folder != hot[1].folder  # LB is the same run
+    noisy = hot[1].recipe
+    options = noisy.options(0)
+    ((regime, rate),) = choose(options).values()
+    assert rate == 0.2828
+    assert regime.noise(options, rate).multiplier == matched_multiplier(4096, 128, rate, 0.1)
+    assert plan.plan(**of, multiplier=0.5)[1].recipe.label == "lambda0.5"
+    assert "λ: matched." in paper_table.caption("2", SCALES["short"], True, "matched")
+    with pytest.raises(CompareError, match=r"--multiplier .* --labels"):
+        plan.plan("small", WHOLE, "", multiplier=0.5)
 
 
 def record(run, test_accuracy, diverged=None):

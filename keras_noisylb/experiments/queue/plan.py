@@ -80,7 +80,26 @@ def seed_range(seeds):
     return range(seeds)
 
 
-def plan(table, scale, output, rows=None, regimes=None, seeds=3, rates=None, labels=None):
+def heated(recipe, multiplier):
+    """A recipe with another strength of its noise, and a label that says so.
+
+    Args:
+        recipe: a `Recipe`.
+        multiplier: λ, or "matched"; `None` for the recipe's own.
+
+    Returns:
+        A `Recipe`; without noise, the same one.
+    """
+    if multiplier is None or recipe.multiplier is None:
+        return recipe
+    name = f"lambda{multiplier}" if multiplier == "matched" else f"lambda{multiplier:g}"
+    small = RECIPES[f"{recipe.row}/sb"].learning_rate
+    return dataclasses.replace(recipe, multiplier=multiplier, label=name, small_learning_rate=small)
+
+
+def plan(
+    table, scale, output, rows=None, regimes=None, seeds=3, rates=None, labels=None, multiplier=None
+):
     """The runs of a table, in their order: all cells with one seed, then with the next.
 
     Args:
@@ -92,6 +111,7 @@ def plan(table, scale, output, rows=None, regimes=None, seeds=3, rates=None, lab
         seeds: number of seeds, counted from 0.
         rates: dictionary of recipe names to peak learning rates; the others keep the recipe's.
         labels: labels of the recipes of "small", likewise.
+        multiplier: λ of all noises of tables 2 and 3, or "matched"; `None` for the recipes'.
 
     Returns:
         List of `Run`.
@@ -99,13 +119,20 @@ def plan(table, scale, output, rows=None, regimes=None, seeds=3, rates=None, lab
     Raises:
         CompareError: if there is no such table, row or regime.
     """
+    if multiplier is not None and table == "small":
+        raise CompareError(
+            f"--multiplier received {multiplier}, but the recipes of small have values of their "
+            "own. Choose them with --labels."
+        )
     folder, rates = pathlib.Path(output) / scale.name, rates or {}
     recipes = []
     for recipe in cells(table, scale, rows, regimes, labels):
+        rate = rates.get(recipe.name, recipe.learning_rate)
+        recipe = heated(recipe, multiplier)
         small = recipe.small_learning_rate
         recipe = dataclasses.replace(
             recipe,
-            learning_rate=rates.get(recipe.name, recipe.learning_rate),
+            learning_rate=rate,
             small_learning_rate=small and rates.get(f"{recipe.row}/sb", small),
         )
         recipes.append(recipe)

@@ -107,13 +107,14 @@ def cells(lines):
     return header, rows
 
 
-def caption(table, scale, tuned):
+def caption(table, scale, tuned, multiplier=None):
     """The caption of the table.
 
     Args:
         table: "2" or "3".
         scale: the `Scale` of the runs.
         tuned: whether the learning rates were given in place of the recipes'.
+        multiplier: λ of the noises that was given in place of the recipes'; `None` for theirs.
 
     Returns:
         A string.
@@ -124,8 +125,9 @@ def caption(table, scale, tuned):
             f"preset {scale.name}: {scale.epochs:g} of the epochs and "
             f"{scale.train_size or 'all'} training images, so the paper's numbers are no target"
         )
+    strength = "" if multiplier is None else f" λ: {multiplier}."
     return (
-        f"Table {table}, {size}. rate: peak learning rate, "
+        f"Table {table}, {size}.{strength} rate: peak learning rate, "
         f"{'as given by --rates' if tuned else 'of the recipe'}. ours: test accuracy after the "
         "last epoch, mean ± standard deviation over the seeds that did not diverge. beats LB?: "
         f"p of Welch's one-sided test, yes below {LEVEL:.0%}; it needs two seeds."
