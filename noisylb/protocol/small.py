@@ -5,6 +5,7 @@ values. Choices are made by the accuracy on held-out training images. The test s
 on.
 """
 
+import dataclasses
 import random
 
 from noisylb.protocol.recipe import Recipe
@@ -153,6 +154,8 @@ LENET = setting(
     train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.01,
 )  # fmt: skip
 FULL, DIAGONAL = "lb-full-split", "lb-diagonal-split"
+# A longer warm-up may lift that limit.
+WARMED = LENET | {"warmup_epochs": 150}
 # The rate of Adam follows the square root of the batch: 0.004 here, if that does not diverge.
 ADAMW = LENET | {
     "row": "cifar10-lenet-adamw", "optimizer": "adamw", "weight_decay": 0.05,
@@ -208,6 +211,10 @@ POINTS = {
         point(LENET, "lb", 0.2),
         point(LENET, "sb", 0.01),
         point(LENET, "lb", 0.05),
+        *(
+            dataclasses.replace(point(WARMED, "lb", rate), label=f"rate{rate:g}-warmup0.25")
+            for rate in (0.1, 0.2, 0.4)
+        ),
     ],
     "cifar10-lenet-adamw": [
         point(ADAMW, "sb", 0.0005),
