@@ -98,6 +98,14 @@ def test_temperatures_of_recipes():
         assert small_table.temperature(SMALL[name]) == value
 
 
+def test_the_gain_is_over_lb_with_the_same_warmup(tmp_path):
+    names = ("lb/rate0.1", "lb-full-split/rate0.1-lambda0.25-part0.5", "lb/rate0.1-warmup0.25")
+    runs = [Run(SMALL[f"cifar10-lenet-2048/{name}"], (0,), tmp_path) for name in names]
+    found = [{"seed": 0, "metrics": metrics(accuracy)} for accuracy in (0.4, 0.5, 0.9)]
+    noisy = small_table.summarize(runs, found)[1]
+    assert noisy["gain"] == pytest.approx(10)
+
+
 def test_adamw_has_decoupled_decay_and_no_temperature(tmp_path):
     recipe = SMALL["cifar10-lenet-adamw/lb/rate0.002"]
     options = recipe.options(0)

@@ -9,9 +9,9 @@ from keras_noisylb.experiments.tables.text import shown
 from keras_noisylb.schedules import noise_temperature
 
 FIELDS = (
-    "row", "regime", "title", "rate", "multiplier", "noise_part", "weight_decay", "temperature",
-    "seeds", "diverged", "train", "held_out", "held_out_std", "test", "test_std", "gain", "gain_se",
-    "paired_p", "welch_p",
+    "row", "regime", "title", "rate", "warmup", "multiplier", "noise_part", "weight_decay",
+    "temperature", "seeds", "diverged", "train", "held_out", "held_out_std", "test", "test_std",
+    "gain", "gain_se", "paired_p", "welch_p",
 )  # fmt: skip
 
 
@@ -43,8 +43,8 @@ def temperature(recipe):
 def summarize(runs, records):
     """One line for each recipe.
 
-    The gain is the difference of the test accuracy to that of LB with the same rate and decay,
-    averaged over the seeds that both have: the same initial weights and order of the images.
+    The gain is the difference of the test accuracy to that of LB with the same rate, warm-up and
+    decay, averaged over the seeds that both have: the same initial weights and order of the images.
 
     Args:
         runs: list of `Run`.
@@ -59,14 +59,14 @@ def summarize(runs, records):
         recipe, metrics = found.setdefault(run.recipe.name, (run.recipe, {}))
         if record is not None:
             metrics[record["seed"]] = record["metrics"]
-    plain = {
-        (recipe.row, recipe.learning_rate, recipe.weight_decay): metrics
-        for recipe, metrics in found.values()
-        if recipe.regime == "lb"
-    }
+
+    def training(recipe):
+        return recipe.row, recipe.learning_rate, recipe.warmup_epochs, recipe.weight_decay
+
+    plain = {training(r): metrics for r, metrics in found.values() if r.regime == "lb"}
     lines = []
     for recipe, metrics in found.values():
-        base = plain.get((recipe.row, recipe.learning_rate, recipe.weight_decay), {})
+        base = plain.get(training(recipe), {})
         lines.append(line(recipe, metrics, {} if recipe.regime in {"sb", "lb"} else base))
     return lines
 
@@ -77,7 +77,7 @@ def line(recipe, metrics, base):
     Args:
         recipe: a `Recipe`.
         metrics: dictionary of seed to metrics.
-        base: the same of LB with the same rate and decay; empty if there is none.
+        base: the same of LB with the same rate, warm-up and decay; empty if there is none.
 
     Returns:
         Dictionary with the keys `FIELDS`.
@@ -103,7 +103,8 @@ def line(recipe, metrics, base):
     paired = stats.ttest_1samp(gains, 0.0, alternative="greater").pvalue if several else None
     test_of_means = welch(list(ours.values()), list(others.values()))
     values = (
-        recipe.row, recipe.regime, title_of(recipe), recipe.learning_rate, recipe.multiplier,
+        recipe.row, recipe.regime, title_of(recipe), recipe.learning_rate,
+        recipe.warmup_epochs / recipe.epochs, recipe.multiplier,
         (recipe.noise_epochs or recipe.small_epochs or 0) / recipe.epochs or None,
         recipe.weight_decay, temperature(recipe), len(test), len(metrics) - len(test), mean(train),
         mean(held_out), spread(held_out), mean(test), spread(test), mean(gains),
@@ -128,8 +129,8 @@ def cells(lines):
         return shown(line[key], ".2f") + (f" ± {spread:.2f}" if spread is not None else "")
 
     header = (
-        "row", "regime", "rate", "λ", "part", "decay", "T, 10⁻³", "seeds", "train %", "held-out %",
-        "test %", "over LB", "p",
+        "row", "regime", "rate", "warm-up", "λ", "part", "decay", "T, 10⁻³", "seeds", "train %",
+        "held-out %", "test %", "over LB", "p",
     )  # fmt: skip
     rows = []
     for line in lines:
@@ -141,7 +142,7 @@ def cells(lines):
             seeds += f" ({line['diverged']} diverged)"
         rows.append((
             line["row"], line["title"], f"{line['rate']:g}",
-            shown(line["multiplier"], "g"), shown(line["noise_part"], "g"),
+            f"{line['warmup']:g}", shown(line["multiplier"], "g"), shown(line["noise_part"], "g"),
             f"{line['weight_decay']:g}",
             shown(line["temperature"] and 1e3 * line["temperature"], ".3g"), seeds,
             shown(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
@@ -153,9 +154,9 @@ def cells(lines):
 def caption():
     """The caption of the table."""
     return (
-        "rate: peak learning rate. λ: multiplier of the noise. part: of the training with noise, "
-        "or with small batches. T: temperature at the peak rate. held-out %, test %: accuracy "
-        "after the last epoch, mean ± standard deviation over seeds; choices are made by the "
-        "first. over LB: test accuracy minus that of LB at the same rate, decay and seed, mean ± "
-        "standard error. p: of the one-sided paired t-test."
+        "rate: peak learning rate. warm-up: part of the training. λ: multiplier of the noise. "
+        "part: of the training with noise, or with small batches. T: temperature at the peak rate. "
+        "held-out %, test %: accuracy after the last epoch, mean ± standard deviation over seeds; "
+        "choices are made by the first. over LB: test accuracy minus that of LB at the same rate, "
+        "warm-up, decay and seed, mean ± standard error. p: of the one-sided paired t-test."
     )
