@@ -1,15 +1,30 @@
 """The command `figure`."""
 
 import dataclasses
+import pathlib
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from noisylb import planning
 from noisylb.app import app, fail, path, work
+from noisylb.planning import duration
 from noisylb.protocol.figures import FIGURES, PRESETS, FigureSetup
+from noisylb.protocol.names import SEEDS_HELP, unknown
 
 TABLES = FigureSetup.tables
+
+
+def described(name):
+    """What a figure shows, and how long it takes, in words.
+
+    Args:
+        name: of the figure.
+    """
+    figure = FIGURES[name]
+    times = [f"{preset} {duration(60 * minutes)}" for preset, minutes in figure.minutes.items()]
+    return f"{name}: {figure.shows}" + f" ({', '.join(times)})" * bool(times)
 
 
 @app.command("figure")
@@ -18,19 +33,17 @@ def figure(
         str,
         typer.Argument(
             metavar="FIGURE",
-            help="; ".join(f"{name}: {figure.shows}" for name, figure in FIGURES.items()),
+            help="; ".join(map(described, FIGURES)),
         ),
     ],
     preset: Annotated[
         str,
         typer.Option(
-            help="quick: bundled data, ResNet8, minutes on 2 cores; paper: as published "
-            "(ResNet44, CIFAR-10, 4096/128)."
+            help="quick: bundled data, ResNet8; paper: as published (ResNet44, CIFAR-10, "
+            "4096/128). The times of FIGURE are those of one seed on 2 CPU cores."
         ),
     ] = "quick",
-    seeds: Annotated[
-        str, typer.Option(help="Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
-    ] = "3",
+    seeds: Annotated[str, typer.Option(help=SEEDS_HELP)] = "3",
     data_dir: Annotated[
         str | None, typer.Option(help="Folder of the prepared TFDS data sets.", callback=path)
     ] = None,
@@ -48,11 +61,12 @@ def figure(
             callback=path,
         ),
     ] = None,
+    yes: Annotated[bool, planning.YES] = False,
 ):
     """Repeat a figure of the paper: picture, numbers, and whether its claims are seen."""
     for flag, value, choices in (("FIGURE", name, FIGURES), ("--preset", preset, PRESETS)):
         if value not in choices:
-            fail(f"{flag} received {value!r}, expected one of {', '.join(choices)}. Change {flag}.")
+            fail(unknown(flag, value, choices))
     module = FIGURES[name].module
     output = output or f"results/{module}-{preset}"
     try:
@@ -61,6 +75,11 @@ def figure(
         )
     except ValueError as error:
         fail(error)
+    minutes = FIGURES[name].minutes.get(preset)
+    if minutes and not pathlib.Path(output, f"{module}.json").exists():
+        count = len(options.seed_list)
+        what = f"Figure {name}, preset {preset}, {count} seeds on 2 CPU cores"
+        planning.confirm(what, 60 * minutes * count, yes)
     command = f"noisylb figure {name} --preset {preset} --seeds {seeds}"
     if tables != TABLES:
         command += f" --tables {tables}"

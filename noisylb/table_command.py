@@ -7,13 +7,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from noisylb import planning
 from noisylb.app import app, fail, path, work
 from noisylb.protocol import recipe
+from noisylb.protocol.names import SEEDS_HELP, unknown
 from noisylb.protocol.options import number_or_matched
 from noisylb.protocol.paper import PUBLISHED, RECIPES
 from noisylb.protocol.recipe import SCALES, WHOLE
 from noisylb.terminal import grid
 
+SCALES_HELP = (  # days by `keras_noisylb.experiments.estimate.REFERENCE`
+    "probe (5 epochs), short (15), sample (20 of 10,000 images) or paper (200). All of Table 2 "
+    "takes about 3, 9, 3 or 119 days on 2 CPU cores; --dry-run says how long a part takes here."
+)
 NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
 NUMBER = Annotated[str, typer.Argument(help="Table of the paper: 2 or 3.", metavar="2|3")]
 TABLE = Annotated[
@@ -31,12 +37,10 @@ REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas 
 LABELS = Annotated[
     str | None, typer.Option(help="Labels of the recipes of small, separated by commas (all).")
 ]
-SEEDS = Annotated[int, typer.Option(help="Number of seeds, counted from 0.")]
+SEEDS = Annotated[str, typer.Option(help=SEEDS_HELP)]
 PRESET = Annotated[
     str,
-    typer.Option(
-        help="Size: probe (5 epochs), short (15), quick (20 and 10,000 images) or paper (200)."
-    ),
+    typer.Option(help=f"Size: {SCALES_HELP}"),
 ]
 DATA_DIR = Annotated[
     str | None, typer.Option(help="Folder of the prepared TFDS data sets.", callback=path)
@@ -46,10 +50,7 @@ MICROBATCHES = Annotated[
 ]
 TABLE_PRESET = Annotated[
     str | None,
-    typer.Option(
-        help="Size of 2 and 3: probe (5 epochs), short (15), quick (20 and 10,000 images; the "
-        "default) or paper (200)."
-    ),
+    typer.Option(help=f"Size of 2 and 3 (sample): {SCALES_HELP}"),
 ]
 MULTIPLIER = Annotated[
     str | None,
@@ -72,6 +73,7 @@ OUTPUT = Annotated[
 DRY_RUN = Annotated[
     bool, typer.Option("--dry-run", help="Only print the plan and its estimated time.")
 ]
+YES = Annotated[bool, planning.YES]
 
 
 def scale_named(name):
@@ -87,7 +89,7 @@ def scale_named(name):
         typer.Exit: if there is none of that name.
     """
     if name not in SCALES:
-        fail(f"--preset received {name!r}, expected one of {', '.join(SCALES)}. Change --preset.")
+        fail(unknown("--preset", name, SCALES))
     return SCALES[name]
 
 
@@ -134,7 +136,7 @@ def table(
     rows: ROWS = None,
     regimes: REGIMES = None,
     labels: LABELS = None,
-    seeds: SEEDS = recipe.SEEDS,
+    seeds: SEEDS = str(recipe.SEEDS),
     preset: TABLE_PRESET = None,
     data_dir: DATA_DIR = None,
     num_microbatches: MICROBATCHES = None,
@@ -143,6 +145,7 @@ def table(
     jobs: JOBS = 1,
     output: OUTPUT = "results/tables",
     dry_run: DRY_RUN = False,
+    yes: YES = False,
 ):
     """Train a table.
 
@@ -151,8 +154,8 @@ def table(
         rows: names of rows.
         regimes: names of regimes.
         labels: labels of recipes.
-        seeds: number of seeds.
-        preset: name of the size; `None` takes "quick" for 2 and 3 and the whole of small.
+        seeds: number of seeds, or a list of them.
+        preset: name of the size; `None` takes "sample" for 2 and 3 and the whole of small.
         data_dir: folder of the prepared data sets.
         num_microbatches: microbatches of a large batch.
         rates: file of learning rates in place of the recipes'.
@@ -160,8 +163,9 @@ def table(
         jobs: number of runs at a time.
         output: folder of the results.
         dry_run: whether only the plan is printed.
+        yes: whether a long table begins without a question.
     """
-    default = WHOLE if number == "small" else SCALES["quick"]
+    default = WHOLE if number == "small" else SCALES["sample"]
     size = scale_named(preset) if preset else default
     console = Console()
     folder = pathlib.Path(output) / size.name
@@ -178,8 +182,9 @@ def table(
         if rates and not found.keys() >= names.keys():
             without = ", ".join(name for name in names if name not in found)
             typer.echo(f"{rates} has no rate of {without}: the recipe's is taken.")
+        execute.check(runs, settings, jobs)
         if dry_run:
-            show_plan(runs, console)
+            planning.show_plan(execute, runs, jobs, console)
             return
         if number == "small":
             form, words = small, small.caption()
@@ -187,13 +192,13 @@ def table(
             form, words = paper, paper.caption(number, size, bool(rates), multiplier)
         do(
             execute, runs, settings, folder, console,
-            lambda: report(form, number, words, runs, folder, console), jobs,
+            lambda: report(form, number, words, runs, folder, console), jobs, yes,
         )  # fmt: skip
 
     work("queue.execute", repeat, output)
 
 
-def do(execute, runs, settings, folder, console, report, jobs=1):
+def do(execute, runs, settings, folder, console, report, jobs=1, yes=False):
     """Train the unfinished runs, and report even if that is interrupted.
 
     Args:
@@ -204,12 +209,17 @@ def do(execute, runs, settings, folder, console, report, jobs=1):
         console: for the progress.
         report: function without arguments.
         jobs: number of runs at a time.
+        yes: whether long runs begin without a question.
 
     Raises:
-        typer.Exit: if a run failed.
+        typer.Exit: if a run failed, or long runs were not confirmed.
     """
     from keras_noisylb.experiments import folders
 
+    unfinished = [run for run in runs if not run.finished()]
+    if unfinished:
+        _, seconds, device = execute.expected(unfinished, jobs)
+        planning.confirm(f"{len(unfinished)} runs with --jobs {jobs} on {device}", seconds, yes)
     execute.check_data(runs, settings)
     with folders.alone(folder):
         left = execute.prepare(runs, typer.echo)
@@ -249,39 +259,3 @@ def report(form, number, words, runs, folder, console):
         shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]
     console.print(grid(header[1:], shown, right=range(1, 6), caption=words))
     console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)
-
-
-def show_plan(runs, console):
-    """Print the plan and its estimated time. Writes nothing.
-
-    Args:
-        runs: list of `Run`.
-        console: for the plan.
-    """
-    from keras_noisylb.experiments.queue.estimate import predict, time_row
-
-    seconds, timings, rows = 0.0, {}, []
-    for run in runs:
-        recipe = run.recipe
-        if recipe.row not in timings:
-            console.print(f"Timing {recipe.row} ...")
-            timings[recipe.row] = time_row(recipe)
-        finished = run.finished()
-        timing = timings[recipe.row]
-        whole = predict(recipe, timing["seconds"]) * run.trainings
-        needed = whole * (1 - run.done() / run.length) + timing["start"]
-        needed = 0.0 if finished else needed
-        seconds += needed
-        state = "finished" if finished else f"{run.done()} of {run.length} {run.unit}"
-        rows.append((run.title, state, "–" if finished else duration(needed)))
-    console.print(grid(("run", "done", "about"), rows, right=(1, 2)))
-    devices = ", ".join({timing["device"] for timing in timings.values()})
-    console.print(f"{len(runs)} runs, about {duration(seconds)} on {devices}. Nothing was trained.")
-
-
-def duration(seconds):
-    """A duration in words."""
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -1,18 +1,20 @@
 """The commands `compare`, `train` and `report`, whose options are the fields of `Options`."""
 
 import dataclasses
+import functools
 import inspect
 from typing import Annotated
 
 import typer
 
+from noisylb import planning
 from noisylb.app import app, fail, path, work
 from noisylb.protocol.options import Options, ReportOptions
 
 PATHS = ("dataset", "data_dir", "output")
 
 
-def run(module, job, values, options_class):
+def run(module, job, values, options_class, **arguments):
     """Call a function of the experiments with the values of the command line.
 
     Args:
@@ -20,6 +22,7 @@ def run(module, job, values, options_class):
         job: name of a function of that module, which receives the options.
         values: dictionary of the fields of the options.
         options_class: `Options` or `ReportOptions`.
+        **arguments: further arguments of the function.
 
     Raises:
         typer.Exit: if it could not be run, or was interrupted.
@@ -28,7 +31,7 @@ def run(module, job, values, options_class):
         options = options_class(**values)
     except ValueError as error:
         fail(error)
-    work(module, lambda found: getattr(found, job)(options), options.output)
+    work(module, lambda found: getattr(found, job)(options, **arguments), options.output)
 
 
 def command(name, module, job, help_text, only=None, options_class=Options, **changes):
@@ -45,9 +48,12 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
     """
 
     def call(**values):
-        run(module, job, values, options_class)
+        confirmed = {}
+        if trains:
+            confirmed["confirm"] = functools.partial(planning.confirm, yes=values.pop("yes"))
+        run(module, job, values, options_class, **confirmed)
 
-    parameters = []
+    trains, parameters = job == "compare", []
     for field in dataclasses.fields(options_class):
         if only is not None and field.name not in only:
             continue
@@ -63,6 +69,11 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
             )
+        )
+    if trains:
+        kind = Annotated[bool, planning.YES]
+        parameters.append(
+            inspect.Parameter("yes", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         )
     call.__signature__ = inspect.Signature(parameters)
     call.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from noisylb import planning
 from noisylb import table_command as shared
 from noisylb.app import app, fail, work
 from noisylb.terminal import grid
@@ -36,12 +37,13 @@ def tune(
     factors: FACTORS = None,
     trials: TRIALS = None,
     parts: PARTS = None,
-    seeds: shared.SEEDS = 1,
-    preset: shared.PRESET = "quick",
+    seeds: shared.SEEDS = "1",
+    preset: shared.PRESET = "sample",
     data_dir: shared.DATA_DIR = None,
     num_microbatches: shared.MICROBATCHES = None,
     output: shared.OUTPUT = "results/tuning",
     dry_run: shared.DRY_RUN = False,
+    yes: shared.YES = False,
 ):
     """Tune learning rates, or search.
 
@@ -52,12 +54,13 @@ def tune(
         factors: of the recipes' rates.
         trials: number of trials of a search.
         parts: names of what is searched.
-        seeds: number of seeds.
+        seeds: number of seeds, or a list of them.
         preset: name of the size.
         data_dir: folder of the prepared data sets.
         num_microbatches: microbatches of a large batch.
         output: folder of the results.
         dry_run: whether only the plan is printed.
+        yes: whether a long search begins without a question.
     """
     size, console = shared.scale_named(preset), Console()
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
@@ -85,10 +88,11 @@ def tune(
 
     def find(execute):
         runs, report = rate_grid() if trials is None else search()
+        execute.check(runs, settings, 1)
         if dry_run:
-            shared.show_plan(runs, console)
+            planning.show_plan(execute, runs, 1, console)
         else:
-            shared.do(execute, runs, settings, folder, console, report)
+            shared.do(execute, runs, settings, folder, console, report, yes=yes)
 
     try:
         wanted = "0.5,1,2" if factors is None else factors

@@ -41,6 +41,7 @@ finally:
     assert "--noise-fraction" in done.stdout
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of Keras with NumPy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -64,6 +65,10 @@ finally:
         ("--regimes multiplicative --placement update", "placement="),
         ("--regimes lb-diagonal --conv uncorrelated --engine vectorized_map", "engine="),
         ("--optimizer adamw", "the match is known for sgd only"),
+        (
+            "--regimes sb,lb-diagonal --normalization batch --engine vectorized_map",
+            "normalises every example by the whole batch",
+        ),
         ("--num-microbatches 50", "num_microbatches=50. Use at most num_microbatches=20"),
         ("--train-size 20000", "--train-size received 20000, expected at most 10000"),
         ("--train-size 400", "--large-batch-size received 1000, expected at most the 400"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_noisylb import data, models
-from keras_noisylb.experiments import compare, folders, records, splits
+from keras_noisylb.experiments import compare, folders, records, splits, train
 from keras_noisylb.experiments.journal import Journal, checkpoint
 from keras_noisylb.models import MLP
 from noisylb.protocol.options import Options
@@ -254,6 +254,16 @@ def test_damaged_config_is_refused(tmp_path):
     with pytest.raises(compare.CompareError, match=r"config\.json cannot be read"):
         compare.compare(options(tmp_path))
     assert (tmp_path / "run" / "config.json").read_text() == "{"
+
+
+def test_the_seconds_leave_out_the_graphs():
+    """An interrupted training of 3 and 3 updates; each start builds a graph for 9 s."""
+    steps = [10.0, 1.0, 1.0, 10.0, 1.0, 1.0]
+    history = {"step_seconds": steps, "first_steps": [0, 3], "epochs": [{"seconds": 12.5}] * 2}
+    assert train.seconds_without_graphs(history) == 25 - 18
+    late = {**history, "first_steps": [0, 3, 6]}  # started again after the last epoch
+    assert train.seconds_without_graphs(late) == 25 - 18
+    assert train.seconds_without_graphs({**history, "first_steps": range(6)}) is None
 
 
 def test_loss_of_each_batch(tmp_path):

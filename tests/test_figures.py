@@ -316,7 +316,8 @@ def test_presets_can_be_run():
     for name in FIGURES:
         sizes = getattr(figures.module_of(name), "SIZES", None)
         assert (sizes is None) == (name == "temperature")
-        assert sizes is None or sizes.keys() == PRESETS.keys()
+        assert sizes is None or sizes.keys() == PRESETS.keys() == FIGURES[name].minutes.keys()
+        assert FIGURES[name].minutes == getattr(figures.module_of(name), "MINUTES", {})
         json.dumps(sizes)
     for preset, options in PRESETS.items():
         size = figure3.SIZES[preset]
@@ -352,7 +353,7 @@ def invoke(*arguments):
     [
         ("6", "FIGURE received '6', expected one of 1, 2, 3, 4, 5a, 5b, temperature"),
         ("5", "FIGURE received '5'"),
-        ("1 --preset huge", "--preset received 'huge', expected one of quick, paper"),
+        ("1 --preset qick", "expected one of quick, paper. Did you mean quick? Change --preset"),
         ("1 --seeds 0", "--seeds received '0'"),
     ],
 )
@@ -376,7 +377,11 @@ def test_data_that_cannot_be_had(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "load", absent)
     folder, nowhere = tmp_path / "run", tmp_path / "nowhere"
-    result = invoke("3", "--preset", "paper", "--output", folder, "--data-dir", nowhere)
+    arguments = ("3", "--preset", "paper", "--output", folder, "--data-dir", nowhere)
+    result = invoke(*arguments)
+    assert result.exit_code == 2 and "33.3 days is longer than 30.0 min" in result.stderr
+    assert not folder.exists()
+    result = invoke(*arguments, "--yes")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert f"No prepared copy of cifar10 in {nowhere}" in result.stderr
 

@@ -107,18 +107,18 @@ def test_frozen_and_serialisable():
 def test_a_preset_scales_times_and_data_alone():
     for recipe in RECIPES.values():
         assert SCALES["paper"].apply(recipe) == recipe
-        quick = SCALES["quick"].apply(recipe)
-        assert (quick.epochs, quick.described()["decay_epochs"]) == (20, (10, 15))
-        assert quick.warmup_epochs == pytest.approx(recipe.warmup_epochs / 10)
+        sample = SCALES["sample"].apply(recipe)
+        assert (sample.epochs, sample.described()["decay_epochs"]) == (20, (10, 15))
+        assert sample.warmup_epochs == pytest.approx(recipe.warmup_epochs / 10)
         for name in ("noise_epochs", "small_epochs"):
-            assert getattr(quick, name) in {None, 5}
-        before, after = dataclasses.asdict(recipe), dataclasses.asdict(quick)
+            assert getattr(sample, name) in {None, 5}
+        before, after = dataclasses.asdict(recipe), dataclasses.asdict(sample)
         assert {name for name in before if before[name] != after[name]} <= {
             "epochs", "warmup_epochs", "noise_epochs", "small_epochs", "train_size",
         }  # fmt: skip
 
 
-@pytest.mark.parametrize(("preset", "warm", "half"), [("paper", 130, 1300), ("quick", 3, 30)])
+@pytest.mark.parametrize(("preset", "warm", "half"), [("paper", 130, 1300), ("sample", 3, 30)])
 def test_the_trainer_gets_the_protocol(preset, warm, half):
     """13 updates an epoch of CIFAR-10, 3 of its part."""
     recipe = SCALES[preset].apply(RECIPES["cifar10-resnet44/lb-diagonal"])
@@ -171,7 +171,7 @@ def test_the_command_lists_and_prints(monkeypatch):
     result = CliRunner().invoke(app, ["recipes"])
     assert result.exit_code == 0
     assert all(name in result.output for name in RECIPES)
-    result = CliRunner().invoke(app, ["recipes", "cifar10-resnet44/lb", "--preset", "quick"])
+    result = CliRunner().invoke(app, ["recipes", "cifar10-resnet44/lb", "--preset", "sample"])
     lines = {line.split()[0]: line for line in result.output.splitlines() if line.strip()}
     assert "3.2" in lines["learning_rate"] and "paper: A.7" in lines["learning_rate"]
     assert "0.9" in lines["momentum"] and "chosen: He et al. 2016" in lines["momentum"]
@@ -180,7 +180,7 @@ def test_the_command_lists_and_prints(monkeypatch):
         (["cifar10-resnet44/lbb"], "NAME received 'cifar10-resnet44/lbb', expected a row and"),
         (
             ["--preset", "huge"],
-            "--preset received 'huge', expected one of probe, quick, short, paper",
+            "--preset received 'huge', expected one of probe, short, sample, paper",
         ),
     ):
         result = CliRunner().invoke(app, ["recipes", *arguments])

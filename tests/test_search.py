@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from keras_noisylb import data
 from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import builder
-from keras_noisylb.experiments.queue import estimate
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.experiments.train import train_run
@@ -36,9 +35,7 @@ def tune(output, *arguments):
 
 
 @pytest.mark.slow
-def test_a_search_from_the_command_line(tmp_path, small_row, monkeypatch):
-    timing = {"seconds": {32: 1.0, 128: 4.0}, "start": 1.0, "device": "an abacus"}
-    monkeypatch.setattr(estimate, "time_row", lambda row: timing)
+def test_a_search_from_the_command_line(tmp_path, small_row):
     wanted = ("--regimes", "lb", "--parts", "learning_rate,momentum", "--seeds", "2")
     first = tune(tmp_path, *wanted, "--trials", "1")
     assert first.exit_code == 0, first.output

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from keras_noisylb import matched_multiplier, models
 from keras_noisylb.experiments import folders, records
-from keras_noisylb.experiments.queue import estimate, execute, jobs, plan, process
+from keras_noisylb.experiments.queue import execute, plan, process
 from keras_noisylb.experiments.queue.run import KEYS, RUN, Run
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
@@ -179,6 +179,25 @@ def test_missing_data_is_said_before_anything_is_written(tmp_path, small_row):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--num-microbatches", "9"),
+            "--num-microbatches received 9, expected at most 8: small-mlp",
+        ),
+        (("--num-microbatches", "0"), "--num-microbatches received 0, expected a number that is 1"),
+        (("--jobs", "0"), "--jobs received 0, expected 1 or more"),
+        (("--regimes", "lb-diagnal"), "Did you mean lb-diagonal? Change --regimes."),
+    ],
+)
+def test_what_no_run_could_use_is_refused_at_once(tmp_path, small_row, arguments, words):
+    for more in ((), ("--dry-run",)):
+        result = table(tmp_path / "out", *arguments, *more)
+        assert result.exit_code == 2 and words in result.stderr
+        assert result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_other_recipes_is_refused(tmp_path, small_row, monkeypatch):
     monkeypatch.setattr(execute, "ask", lambda *arguments: "")
     runs = plan.plan("2", SCALES["tiny"], tmp_path, seeds=1)
@@ -236,60 +255,20 @@ def test_the_plan():
         f"cifar10-vgg16/{regime}, seed {seed}" for seed in (0, 1) for regime in ("sb", "lb")
     ]
     assert runs[1].folder == pathlib.Path("there/paper/cifar10-vgg16/lb-seed0")
-    assert len(plan.plan("2", SCALES["quick"], "there")) == 9 * 6 * 3
-    assert len(plan.plan("3", SCALES["quick"], "there", seeds=1)) == 4 * 9
+    assert len(plan.plan("2", SCALES["sample"], "there")) == 9 * 6 * 3
+    assert len(plan.plan("3", SCALES["sample"], "there", seeds=1)) == 4 * 9
+    listed = plan.plan("2", SCALES["paper"], "", rows="mnist-mlp", regimes="sb", seeds="0,4")
+    assert [run.seeds for run in listed] == [(0,), (4,)]
     for arguments, words in (
         ({"table": "4"}, "TABLE received '4', expected 2, 3 or small"),
-        ({"rows": "mnist"}, "--rows received 'mnist', expected names of cifar10-vgg16"),
+        ({"rows": "cifar10-vg16"}, "cifar100-resnet44x2. Did you mean cifar10-vgg16"),
         ({"regimes": ""}, "--regimes received ''"),
-        ({"seeds": 0}, "--seeds received 0"),
-        ({"seeds": 10**13}, "--seeds received 10000000000000, expected a number from 1 to 1000"),
+        ({"seeds": 0}, "--seeds received '0'"),
+        ({"seeds": 10**13}, "--seeds received '10000000000000', expected at most 1000 seeds"),
     ):
         with pytest.raises(CompareError, match=words.split("'")[0]) as error:
-            plan.plan(**{"table": "3", "scale": SCALES["quick"], "output": "", **arguments})
+            plan.plan(**{"table": "3", "scale": SCALES["sample"], "output": "", **arguments})
         assert words in str(error.value)
-
-
-def test_a_dry_run_writes_nothing(tmp_path, small_row, monkeypatch):
-    timing = {"seconds": {32: 1.0, 128: 4.0}, "start": 3600.0, "device": "an abacus"}
-    monkeypatch.setattr(estimate, "time_row", lambda row: timing)
-    result = table(tmp_path / "out", "--dry-run")
-    assert result.exit_code == 0, result.output
-    assert f"{ROW}/lb-diagonal, seed 0" in result.output and "0 of 4" in result.output
-    scaled = [SCALES["tiny"].apply(small(regime)) for regime in REGIMES]
-    hours = sum(1 + estimate.predict(recipe, timing["seconds"]) / 3600 for recipe in scaled)
-    assert f"2 runs, about {hours:.1f} h" in result.output and "an abacus" in result.output
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_dry_run_of_the_small_table(tmp_path, monkeypatch):
-    """Its rows are none of Tables 2 and 3."""
-    asked = []
-
-    def ask(job, recipe):
-        asked.append(json.loads(recipe))
-        return json.dumps({"seconds": {"32": 1.0, "128": 4.0}, "device": "an abacus"})
-
-    monkeypatch.setattr(estimate, "ask", ask)
-    arguments = ("--regimes", "lb-full-split", "--output", str(tmp_path / "out"), "--dry-run")
-    result = CliRunner().invoke(app, ["table", "small", *arguments])
-    assert result.exit_code == 0, result.output
-    assert "Nothing was trained." in result.output and not (tmp_path / "out").exists()
-    assert [(recipe["row"], recipe["regime"]) for recipe in asked] == [("cifar10-small", "lb")]
-
-
-def test_the_estimate_is_a_straight_line(capsys):
-    scaled = Scale("one", epochs=1 / 200).apply(paper.RECIPES["mnist-mlp/lb"])
-    looks = 10_000 * 0.001 / 3
-    seconds = estimate.predict(scaled, {100: 0.6, 300: 0.8})  # 0.5 + 0.001 for each example
-    assert seconds == pytest.approx(15 * 0.5 + 60 + looks)
-    noisy = dataclasses.replace(scaled, regime="lb-diagonal", noise_epochs=0.25)
-    assert estimate.predict(noisy, {100: 0.6, 300: 0.8}) == pytest.approx(67.5 * 1.1 + looks)
-    change = dataclasses.replace(scaled, regime="sb")
-    assert estimate.predict(change, {100: 0.6, 300: 0.8}) == pytest.approx(469 * 0.5 + 60 + looks)
-    jobs.measure(json.dumps(small("lb").to_dict()))
-    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(answer["seconds"]) == ["32", "128"] and min(answer["seconds"].values()) > 0
 
 
 def test_a_history_keeps_six_digits():
@@ -364,8 +343,8 @@ def test_markdown_and_csv():
         f"{row} LB + full (split) | 1.6 | – | 0 | 93.22 | – |  |",
     ]
     assert text.endswith(f"\n\n{words}\n") and "Welch" in words and "at the paper's size" in words
-    assert "preset quick: 0.1 of the epochs and 10000" in paper_table.caption(
-        "2", SCALES["quick"], tuned=True
+    assert "preset sample: 0.1 of the epochs and 10000" in paper_table.caption(
+        "2", SCALES["sample"], tuned=True
     )
     by_regime = {
         line["regime"]: line

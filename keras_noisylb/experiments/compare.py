@@ -1,12 +1,15 @@
 """`noisylb compare`: trains every regime with every seed, then writes a table and a picture."""
 
+import itertools
 import pathlib
 import time
 
 from rich.console import Console
 
-from keras_noisylb.experiments import folders, records, splits
+from keras_noisylb.experiments import estimate, folders, records, splits
+from keras_noisylb.experiments.checks import check_first_update
 from keras_noisylb.experiments.figures import comparison as picture_of
+from keras_noisylb.experiments.journal import finished_epochs
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
@@ -14,8 +17,6 @@ from keras_noisylb.experiments.tables import comparison as table_of
 from keras_noisylb.experiments.tables.text import markdown
 from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
-from keras_noisylb.training.batch_check import BatchSizeCheck
-from keras_noisylb.training.model import NoisyModel
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
 GROWING = ("regimes", "seeds")  # each run is of one regime and one seed
@@ -29,8 +30,8 @@ def prepare(options, problem=None):
         problem: a `Problem`; `None` for that which the options name.
 
     Returns:
-        Tuple `(regimes, build, data, identity)`, the last one a dictionary
-        that identifies model and data in the record.
+        Tuple `(regimes, build, data, identity, size)`: a dictionary that identifies model and data
+        in the record, and the `estimate.Size` of the network.
 
     Raises:
         CompareError: if the options fit no regime, model or data.
@@ -48,12 +49,12 @@ def prepare(options, problem=None):
         build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
         network = problem.built(options, build)
         problem.check(options, network, data)
-        if options.num_microbatches and any(r.batch != "small" for r, _ in regimes.values()):
-            model = NoisyModel(network, options.num_microbatches)
-            BatchSizeCheck(None, model, None).check(options.large_batch_size)
+        size = estimate.size_of(network, data.x_train)
+        for regime, rate in regimes.values():
+            check_first_update(options, regime, rate, network, data.x_train)
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
-    return regimes, build, data, problem.identity(network)
+    return regimes, build, data, problem.identity(network), size
 
 
 def check_batches(options, regimes, num_examples):
@@ -73,6 +74,36 @@ def check_batches(options, regimes, num_examples):
             f"--large-batch-size received {options.large_batch_size}, expected at most the "
             f"{num_examples} training examples. Lower --large-batch-size."
         )
+
+
+def expected(folder, options, regimes, size, num_examples):
+    """Estimate the time of the runs that are not finished.
+
+    Args:
+        folder: `pathlib.Path` of the comparison.
+        options: its options.
+        regimes: dictionary of name to `(regime, learning rate)`.
+        size: the `estimate.Size` of the network.
+        num_examples: number of training examples.
+
+    Returns:
+        Tuple of the number of runs, their seconds, and the device.
+    """
+    left = []
+    for name, seed in itertools.product(regimes, options.seed_list):
+        run = folder / f"{name}-seed{seed}"
+        if not (run / "record.json").exists():
+            left.append((regimes[name][0], 1 - finished_epochs(run) / options.epochs))
+
+    def seconds(speed):
+        total = 0.0
+        for regime, part in left:
+            graphs, epochs = estimate.training(options, regime, size, num_examples, speed)
+            total += graphs + part * epochs
+        return total
+
+    speed = estimate.speed_for(seconds, estimate.measure)
+    return len(left), seconds(speed), speed.device
 
 
 def train_all(folder, options, regimes, build, data, say):
@@ -139,7 +170,7 @@ def report(folder, options, regimes, results, reported, console):
     return summary
 
 
-def compare(options, problem=None):
+def compare(options, problem=None, confirm=None):
     """Train every regime with every seed for equal epochs, and report what was measured.
 
     Runs that are finished in the same folder are not trained again. It may get more regimes and
@@ -148,6 +179,8 @@ def compare(options, problem=None):
     Args:
         options: `noisylb.protocol.options.Options`, or an object with the same attributes.
         problem: the `Problem` to train; `None` for that which the options name.
+        confirm: function that is called before the first training, with what is done, in words, and
+            its estimated seconds. It raises an error to prevent it.
 
     Returns:
         Dictionary of regime name to the numbers of its row in the table.
@@ -168,8 +201,12 @@ def compare(options, problem=None):
     def say(text):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    regimes, build, data, identity = prepare(options, problem)
+    regimes, build, data, identity, size = prepare(options, problem)
     folder = pathlib.Path(options.output)
+    if confirm is not None:
+        number, seconds, device = expected(folder, options, regimes, size, len(data.x_train))
+        if number:
+            confirm(f"{number} runs on {device}", seconds)
     with folders.alone(folder):
         folders.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED, GROWING)
         results = train_all(folder, options, regimes, build, data, say)

@@ -98,6 +98,16 @@ def checkpoint(folder, epoch):
     return folder / f"checkpoint-{epoch:04}.keras"
 
 
+def finished_epochs(folder):
+    """The number of finished epochs of an unfinished run.
+
+    Args:
+        folder: `pathlib.Path` of the run.
+    """
+    names = [path.name for path in folder.glob("checkpoint-*.keras")]
+    return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
+
+
 def load_checkpoint(model, path):
     """Load the state of a training.
 

@@ -190,6 +190,27 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
     return record, history
 
 
+def seconds_without_graphs(history):
+    """Seconds of a training as if Keras' graphs had been there: without evaluation.
+
+    An update in which Keras builds its graph, the first after each start, counts as the median of
+    the others.
+
+    Args:
+        history: of a run.
+
+    Returns:
+        A float, or `None` if every update built a graph.
+    """
+    steps, firsts = np.array(history["step_seconds"]), history["first_steps"]
+    firsts = [number for number in firsts if number < len(steps)]
+    others = np.delete(steps, firsts)
+    if not len(others):
+        return None
+    whole = sum(epoch["seconds"] for epoch in history["epochs"])
+    return float(whole - np.sum(steps[firsts] - np.median(others)))
+
+
 def median_step(history):
     """Median seconds of an update: of an update with noise, if the run has noise.
 

@@ -45,6 +45,20 @@ def rows_of(model, statistic, specs, batch_size):
     return rows, total / max(plain, 1)
 
 
+def multiplications(model, specs):
+    """The multiplications of one example forward, of the layers with trainable variables.
+
+    Args:
+        model: a built Keras model.
+        specs: nested `tf.TensorSpec`s of the inputs.
+    """
+    positions = _positions(model, specs)
+    return sum(
+        positions.get(id(layer), 1) * sum(math.prod(v.shape) for v in variables)
+        for layer, variables in _owners(model)
+    )
+
+
 def _owners(model):
     """Pairs of a layer and its trainable variables, each with the smallest layer that holds it."""
     owners = {}

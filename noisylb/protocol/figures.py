@@ -11,17 +11,18 @@ from noisylb.protocol.options import Options
 
 
 class Figure(NamedTuple):
-    """A figure: the name of its module, and what it shows."""
+    """A figure: the name of its module, what it shows, and the minutes of a seed by preset."""
 
     module: str
     shows: str
+    minutes: Mapping[str, float]
 
 
 def find_figures():
     """The figures: the files `figure*.py` of `keras_noisylb/experiments/figures`.
 
-    The first line of such a file, "Figure NAME: what it shows.", is read without importing it, so
-    that the help of the command line needs no Keras.
+    The first line of such a file, "Figure NAME: what it shows.", and its `MINUTES` are read without
+    importing it, so that the help of the command line needs no Keras.
 
     Returns:
         Dictionary of name to `Figure`.
@@ -29,10 +30,24 @@ def find_figures():
     package = pathlib.Path(importlib.util.find_spec("keras_noisylb").origin).parent
     figures = {}
     for path in sorted((package / "experiments" / "figures").glob("figure*.py")):
-        first, *_ = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()
+        source = ast.parse(path.read_text(encoding="utf-8"))
+        first, *_ = ast.get_docstring(source).splitlines()
         name, _, shows = first.removeprefix("Figure ").partition(": ")
-        figures[name] = Figure(path.stem, shows.removesuffix("."))
+        figures[name] = Figure(path.stem, shows.removesuffix("."), constant(source, "MINUTES"))
     return figures
+
+
+def constant(source, name):
+    """The dictionary that a module gives a name; empty if it has none.
+
+    Args:
+        source: the module as `ast` parsed it.
+        name: of the constant.
+    """
+    for node in source.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    return {}
 
 
 FIGURES = find_figures()

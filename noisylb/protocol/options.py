@@ -5,13 +5,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from noisylb.protocol.names import SEEDS_HELP, nearest, seed_list
+
 # Best of a coarse grid, together with λ = 0.3, on a held-out fifth of the training set.
 DEFAULT_LEARNING_RATES = {"sb": 0.02, "lb": 0.2}
 
 # The learning rate is multiplied by the factor after these parts of every training.
 DECAYS, DECAY_FACTOR = (1 / 2, 3 / 4), 0.1
-
-MOST_SEEDS = 1000  # of a number that is meant as the seed, say, no run should begin
 
 
 def option(default, help_text, parser=None):
@@ -127,7 +127,7 @@ class Options:
     validation_fraction: float = option(
         0.0, "Part of the training set that is held out and reported on instead of the test set."
     )
-    seeds: str = option("1", "Number of seeds (3 means 0,1,2), or a list of seeds such as 4,7.")
+    seeds: str = option("1", SEEDS_HELP)
     output: str = option("results/compare", "Folder of the results. Runs in it continue.")
     quiet: bool = option(False, "Show no progress bars.")
 
@@ -178,7 +178,7 @@ class Options:
             if self.normalization is None and name == "normalization":
                 continue
             if getattr(self, name) not in choices:
-                self.refuse(name, f"{', '.join(choices[:-1])} or {choices[-1]}")
+                self.refuse(name, f"{', '.join(choices[:-1])} or {choices[-1]}", choices)
         if self.weight_decay and self.optimizer == "sgd":
             self.refuse("weight_decay", "0 for --optimizer sgd, whose decay is --l2")
         if self.small_batch_size >= self.large_batch_size:
@@ -190,19 +190,21 @@ class Options:
         self.seed_list  # noqa: B018 -- refuses what it cannot read
         self.learning_rates  # noqa: B018
 
-    def refuse(self, name, expected):
+    def refuse(self, name, expected, choices=()):
         """Raise the error for one option.
 
         Args:
             name: the field.
             expected: the values that are possible, in words.
+            choices: these values, if they are names.
 
         Raises:
             ValueError: always.
         """
         flag = "--" + name.replace("_", "-")
         raise ValueError(
-            f"{flag} received {getattr(self, name)!r}, expected {expected}. Change {flag}."
+            f"{flag} received {getattr(self, name)!r}, expected {expected}."
+            f"{nearest(str(getattr(self, name)), choices)} Change {flag}."
         )
 
     @property
@@ -218,17 +220,7 @@ class Options:
     @property
     def seed_list(self):
         """The seeds, in order."""
-        try:
-            seeds = tuple(int(seed) for seed in self.seeds.split(",") if seed.strip())
-        except ValueError:
-            seeds = ()
-        if "," not in self.seeds and seeds:
-            if seeds[0] > MOST_SEEDS:
-                self.refuse("seeds", f"at most {MOST_SEEDS} seeds")
-            seeds = tuple(range(seeds[0]))
-        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
-            self.refuse("seeds", "a positive number of seeds, or a list of different seeds (4,7)")
-        return seeds
+        return seed_list(self.seeds)
 
     @property
     def learning_rates(self):

@@ -221,7 +221,7 @@ class Scale:
 WHOLE = Scale("small")  # the recipes of `noisylb table small` as they are
 SCALES = {
     "probe": Scale("probe", epochs=0.025),
-    "quick": Scale("quick", epochs=0.1, train_size=10_000),
     "short": Scale("short", epochs=0.075),
+    "sample": Scale("sample", epochs=0.1, train_size=10_000),
     "paper": Scale("paper"),
 }

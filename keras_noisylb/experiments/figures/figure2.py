@@ -13,6 +13,7 @@ from keras_noisylb.experiments.regimes import REGIMES
 
 # Epochs of SB after which the network is frozen, and gradients of each regime.
 SIZES = {"quick": {"partly": 3, "draws": 24}, "paper": {"partly": 20, "draws": 100}}
+MINUTES = {"quick": 2, "paper": 360}  # of one seed on two CPU cores, roughly
 NAMES = (
     "lb", "sb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
     "lb-diagonal-a5",

@@ -1,9 +1,11 @@
 """The runs of a table are executed: each in a process of its own, and none of them twice."""
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.progress import (
@@ -15,12 +17,71 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from keras_noisylb.experiments import folders
+from keras_noisylb.experiments import estimate, folders
+from keras_noisylb.experiments.checks import check_microbatches
 from keras_noisylb.experiments.queue.process import ask, process, reason
+from keras_noisylb.experiments.records import CompareError
 
 LOG = "log.txt"
 POLL = 0.5  # seconds
 DAY = 86_400
+
+
+def measured_speed(jobs=1):
+    """Measure how fast a process of the queue trains.
+
+    Args:
+        jobs: number of processes that share the machine.
+
+    Returns:
+        An `estimate.Speed`.
+    """
+    began = time.perf_counter()
+    answer = json.loads(ask("time", jobs=jobs))
+    start = time.perf_counter() - began - answer["took"]
+    return dataclasses.replace(estimate.Speed(**answer["speed"]), start=start)
+
+
+def expected(runs, jobs=1):
+    """Estimate the time of runs.
+
+    Args:
+        runs: list of `Run`.
+        jobs: number of runs at a time.
+
+    Returns:
+        Tuple of a list of the seconds of each run, 0 if it is finished; the seconds of all; and the
+        device.
+    """
+
+    def seconds(speed):
+        return [run.seconds_left(speed) for run in runs]
+
+    def total(speed):
+        return estimate.in_parallel([s for s in seconds(speed) if s], jobs)
+
+    speed = estimate.speed_for(total, lambda: measured_speed(jobs))
+    return seconds(speed), total(speed), speed.device
+
+
+def check(runs, settings, jobs):
+    """Check the unfinished runs before anything is written, but for their data.
+
+    Args:
+        runs: list of `Run`.
+        settings: dictionary of the arguments of `Recipe.options`.
+        jobs: number of runs at a time.
+
+    Raises:
+        CompareError: if they cannot be trained so.
+    """
+    if jobs < 1:
+        raise CompareError(f"--jobs received {jobs}, expected 1 or more. Change --jobs.")
+    try:
+        recipes = [run.recipe for run in runs if not run.finished()]
+        check_microbatches(recipes, settings.get("num_microbatches"))
+    except ValueError as error:
+        raise CompareError(str(error)) from None
 
 
 def check_data(runs, settings):
@@ -99,7 +160,7 @@ def work(runs, settings, console, jobs=1):
 
     Example:
     ```python
-    runs = plan("2", SCALES["quick"], "results/tables", rows="mnist-mlp")
+    runs = plan("2", SCALES["probe"], "results/tables", rows="mnist-mlp")
     work(prepare(runs, print), {}, Console())
     ```
     """

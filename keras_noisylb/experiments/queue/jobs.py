@@ -8,35 +8,19 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
-import statistics
 import sys
 import threading
 import time
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from keras_noisylb import data as data_sets
-from keras_noisylb.experiments import records, splits
+from keras_noisylb.experiments import estimate, records, splits
 from keras_noisylb.experiments.journal import HISTORY
 from keras_noisylb.experiments.problem import builder
 from keras_noisylb.experiments.queue.run import RUN, recipe_of
 from keras_noisylb.experiments.regimes import choose
-from keras_noisylb.experiments.train import compiled, train_run
-from noisylb.protocol.recipe import Recipe
-
-TIMED_STEPS = 3
-
-
-def device():
-    """The name of the device that trains."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return f"CPU {platform.machine()}, {os.cpu_count()} cores"
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    return ", ".join(found.get("device_name", "GPU") for found in details)
+from keras_noisylb.experiments.train import train_run
 
 
 def train(folder, settings):
@@ -67,7 +51,7 @@ def train(folder, settings):
         "config": config["options"],
         "versions": records.versions(),
         "seed": seed,
-        "device": device(),
+        "device": estimate.device(),
         "num_microbatches": options.num_microbatches,
         "metrics": metrics,
         # This process, and the epochs that earlier ones had finished.
@@ -101,7 +85,7 @@ def search(folder, settings, max_trials):
     record = {
         "config": config,
         "versions": records.versions(),
-        "device": device(),
+        "device": estimate.device(),
         "num_microbatches": settings.get("num_microbatches"),
         "max_trials": int(max_trials),
         "trials": [records.rounded(dataclasses.asdict(trial)) for trial in found],
@@ -120,31 +104,11 @@ def data(settings, *names):
         data_sets.load(name, data_dir=json.loads(settings).get("data_dir"))
 
 
-def measure(text):
-    """Print the seconds of an update for two batch sizes, as a JSON object.
-
-    Args:
-        text: a `Recipe`, as JSON.
-    """
-    recipe = Recipe(**json.loads(text))
-    options = recipe.options(0)
-    regime, rate = choose(options)[recipe.regime]
-    found = data_sets.info(recipe.dataset)
-    shape = splits.image_shape(options)
-    network = builder(options, found.num_classes, shape)()
-    model, _ = compiled(network, regime, rate, options, recipe.large_batch_size, 0)
-    seconds = {}
-    for size in (recipe.small_batch_size, 4 * recipe.small_batch_size):
-        x = np.random.default_rng(0).normal(size=(size, *shape)).astype("float32")
-        y = np.arange(size) % found.num_classes
-        model.train_on_batch(x, y)  # builds the graph
-        steps = []
-        for _ in range(TIMED_STEPS):
-            began = time.perf_counter()
-            model.train_on_batch(x, y)
-            steps.append(time.perf_counter() - began)
-        seconds[size] = statistics.median(steps)
-    print(json.dumps({"seconds": seconds, "device": device()}))
+def measure():
+    """Print an `estimate.Speed`, and the seconds in which it was measured, as a JSON object."""
+    began = time.perf_counter()
+    speed = dataclasses.asdict(estimate.measure())
+    print(json.dumps({"speed": speed, "took": time.perf_counter() - began}))
 
 
 JOBS = {"train": train, "search": search, "data": data, "time": measure}

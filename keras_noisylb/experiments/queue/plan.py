@@ -5,34 +5,21 @@ import pathlib
 
 from keras_noisylb.experiments.queue.run import Run
 from keras_noisylb.experiments.records import CompareError
-from noisylb.protocol.options import MOST_SEEDS
+from noisylb.protocol import names
 from noisylb.protocol.paper import RECIPES, TABLES
 from noisylb.protocol.small import POINTS
 
 
 def chosen(flag, text, known):
-    """The names of a list on the command line.
-
-    Args:
-        flag: where it was given.
-        text: names separated by commas; `None` for all.
-        known: the names that there are.
-
-    Returns:
-        Tuple of names, in the order of `known`.
+    """The names of a list on the command line, as `noisylb.protocol.names.chosen` reads them.
 
     Raises:
         CompareError: for other names.
     """
-    if text is None:
-        return tuple(known)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or not set(names) <= set(known):
-        raise CompareError(
-            f"{flag} received {text!r}, expected names of {', '.join(known)}, separated by commas. "
-            f"Change {flag}."
-        )
-    return tuple(name for name in known if name in names)
+    try:
+        return names.chosen(flag, text, known)
+    except ValueError as error:
+        raise CompareError(str(error)) from None
 
 
 def cells(table, scale, rows=None, regimes=None, labels=None):
@@ -67,17 +54,19 @@ def cells(table, scale, rows=None, regimes=None, labels=None):
     return [scale.apply(RECIPES[f"{row}/{regime}"]) for row in rows for regime in regimes]
 
 
-def seed_range(seeds):
-    """The seeds of so many runs.
+def seed_list(seeds):
+    """The seeds, as `noisylb.protocol.names.seed_list` reads them.
+
+    Args:
+        seeds: a string, or a number of seeds.
 
     Raises:
-        CompareError: if there would be none, or too many.
+        CompareError: if they cannot be read.
     """
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise CompareError(
-            f"--seeds received {seeds}, expected a number from 1 to {MOST_SEEDS}. Change --seeds."
-        )
-    return range(seeds)
+    try:
+        return names.seed_list(str(seeds))
+    except ValueError as error:
+        raise CompareError(str(error)) from None
 
 
 def heated(recipe, multiplier):
@@ -108,7 +97,7 @@ def plan(
         output: folder of all results.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
-        seeds: number of seeds, counted from 0.
+        seeds: number of seeds, counted from 0, or a list of seeds such as "4,7".
         rates: dictionary of recipe names to peak learning rates; the others keep the recipe's.
         labels: labels of the recipes of "small", likewise.
         multiplier: λ of all noises of tables 2 and 3, or "matched"; `None` for the recipes'.
@@ -136,4 +125,4 @@ def plan(
             small_learning_rate=small and rates.get(f"{recipe.row}/sb", small),
         )
         recipes.append(recipe)
-    return [Run.of(recipe, seed, folder) for seed in seed_range(seeds) for recipe in recipes]
+    return [Run.of(recipe, seed, folder) for seed in seed_list(seeds) for recipe in recipes]

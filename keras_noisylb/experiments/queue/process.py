@@ -41,12 +41,13 @@ def process(job, *arguments, jobs=1, **streams):
         started.stdin.close()
 
 
-def ask(job, *arguments):
+def ask(job, *arguments, jobs=1):
     """Do a job, and return the last line that it prints.
 
     Args:
         job: of `process`.
         *arguments: of the job.
+        jobs: number of processes that share the machine.
 
     Returns:
         That line.
@@ -55,7 +56,7 @@ def ask(job, *arguments):
         CompareError: with the last line of its errors, if it failed.
     """
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
-        with process(job, *arguments, stdout=answer, stderr=errors) as started:
+        with process(job, *arguments, jobs=jobs, stdout=answer, stderr=errors) as started:
             code = started.wait()
         if code:
             raise CompareError(reason(code, errors))

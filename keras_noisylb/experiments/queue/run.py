@@ -4,13 +4,13 @@ import dataclasses
 import pathlib
 from dataclasses import dataclass
 
-from keras_noisylb.experiments import records
+from keras_noisylb.experiments import estimate, records
+from keras_noisylb.experiments.journal import finished_epochs
+from keras_noisylb.experiments.regimes import REGIMES
 from noisylb.protocol.recipe import Recipe
 
 RUN = "run.json"  # the record of a finished run
 KEYS = ("config", "versions", "seed", "device", "metrics", "wall_seconds", "history")
-# Millions of multiplications of one example forward, by which a run's share of the time is guessed.
-WORK = {"mlp": 1.5, "lenet": 2.3, "alexnet": 33, "vgg16": 313, "resnet44": 97, "resnet44x2": 389}
 EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 
 
@@ -90,11 +90,32 @@ class Run:
         """The length of the run, in its unit."""
         return self.recipe.epochs
 
+    def training(self, speed):
+        """The estimated seconds of one training: of its graphs, and of its epochs.
+
+        Args:
+            speed: an `estimate.Speed`.
+        """
+        recipe, size = self.recipe, estimate.size_of_recipe(self.recipe)
+        options, regime = recipe.options(self.seeds[0]), REGIMES[recipe.regime]
+        return estimate.training(options, regime, size, examples(recipe), speed)
+
     @property
     def work(self):
-        """The amount of computation, in arbitrary units."""
-        epochs = self.recipe.epochs * self.trainings
-        return WORK.get(self.recipe.model, 100) * examples(self.recipe) * epochs
+        """The share of the run in the time of all runs, in arbitrary units."""
+        return sum(self.training(estimate.REFERENCE)) * self.trainings
+
+    def seconds_left(self, speed):
+        """The estimated seconds until the run is finished.
+
+        Args:
+            speed: an `estimate.Speed`.
+        """
+        if self.finished():
+            return 0.0
+        graphs, epochs = self.training(speed)
+        left = self.trainings * (1 - self.done() / self.length)
+        return speed.start + max(left, 1) * graphs + left * epochs
 
     @property
     def config(self):
@@ -107,8 +128,7 @@ class Run:
 
     def done(self):
         """The finished part of the length, of a run without a record."""
-        names = [path.name for path in self.folder.glob("checkpoint-*.keras")]
-        return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
+        return finished_epochs(self.folder)
 
     def record(self, say):
         """The record of a finished run. A record that cannot be used is set aside.

@@ -5,6 +5,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from keras_noisylb.experiments.tables.text import shown
+from keras_noisylb.experiments.train import seconds_without_graphs
 
 
 def summarize(regimes, results, options):
@@ -21,6 +22,8 @@ def summarize(regimes, results, options):
     summary = {}
     for name, (regime, learning_rate) in regimes.items():
         found = [record for record, _ in results[name]]
+        times = [seconds_without_graphs(history) for _, history in results[name]]
+        times = [seconds for seconds in times if seconds is not None]
         finished = [record for record in found if record["diverged_epoch"] is None]
 
         def mean(key, records=finished):
@@ -39,7 +42,7 @@ def summarize(regimes, results, options):
             "train_accuracy": mean("train_accuracy"),
             "test_accuracy": mean("test_accuracy"),
             "test_accuracy_std": float(np.std(accuracies, ddof=1)) if several else None,
-            "seconds": mean("seconds", found),
+            "seconds": float(np.mean(times)) if times else None,
             "step_seconds": mean("step_seconds", found),
         }
     base = summary.get("lb", {}).get("step_seconds")
@@ -107,8 +110,9 @@ def caption(options, reported):
         f"{' (mean ± standard deviation)' if seeds > 1 else ''}. "
         "rate: peak learning rate. train loss, train % and "
         f"{reported} %: loss and accuracies in inference mode after training. "
-        "sec.: training without evaluation. step/LB: median time of an update against LB's, "
-        "of the updates with noise where there are any."
+        "sec.: training without evaluation and without the time in which Keras builds its graph. "
+        "step/LB: median time of an update against LB's, of the updates with noise where there "
+        "are any."
     )
 
 

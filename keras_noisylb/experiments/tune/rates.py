@@ -39,7 +39,7 @@ def grid(table, scale, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1
         output: folder of all results.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
-        seeds: number of seeds, counted from 0.
+        seeds: number of seeds, counted from 0, or a list of seeds such as "4,7".
         factors: factors of the recipe's rate, one run for each.
 
     Returns:
@@ -59,7 +59,7 @@ def grid(table, scale, output, rows=None, regimes=None, seeds=1, factors=(0.5, 1
             rate = float(f"{recipe.learning_rate * factor:.4g}")
             runs += [
                 Run.of(tried(recipe, rate), seed, folder, f"-rate{rate:g}")
-                for seed in plan.seed_range(seeds)
+                for seed in plan.seed_list(seeds)
             ]
     return runs
 

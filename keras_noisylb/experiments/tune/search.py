@@ -242,7 +242,7 @@ def searches(table, scale, output, rows, regimes, seeds, parts, max_trials):
         output: folder of all results.
         rows: names of its rows, separated by commas; `None` for all.
         regimes: names of its regimes, likewise.
-        seeds: number of seeds of each trial.
+        seeds: number of seeds of each trial, or a list of seeds such as "4,7".
         parts: names of the parts that are searched, likewise.
         max_trials: number of trials of each.
 
@@ -271,5 +271,5 @@ def searches(table, scale, output, rows, regimes, seeds, parts, max_trials):
             )
         recipe = rates.tried(recipe, recipe.learning_rate)
         folder = pathlib.Path(output) / scale.name / recipe.row / f"{recipe.regime}-search"
-        found.append(Search(recipe, tuple(plan.seed_range(seeds)), folder, wanted, max_trials))
+        found.append(Search(recipe, tuple(plan.seed_list(seeds)), folder, wanted, max_trials))
     return found
