@@ -168,6 +168,7 @@ def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
     lines = json.loads(path.read_text())["numbers"]["lines"]
     for line, accuracies in zip(lines, ([50, 60, 70], [70, 80]), strict=True):
         assert figure_temperature.standard_error(line) == pytest.approx(stats.sem(accuracies))
+        assert line["test_by_seed"] == pytest.approx(accuracies)
     assert path.with_suffix(".png").stat().st_size > 10_000
     shutil.rmtree(tmp_path / "small" / "cifar10-small" / "lb-rate0.4-seed0")
     assert figure().exit_code == 0 and drawn() == [("lb", 2), ("lb-full-split", 2)]

@@ -62,12 +62,13 @@ def verdict(numbers):
 
 
 def draw(numbers):
-    """Test accuracy against the temperature, one panel for each setting."""
+    """Test accuracy against the temperature, one panel for each setting. Dots are the seeds."""
     found = {line["row"] for line in numbers["lines"]}
     rows = [row for row in SETTINGS if row in found]
     figure, axes = grid_of_axes(1, len(rows), 5.5 * len(rows), 4.4)
     for panel, row in zip(axes.flat, rows, strict=True):
         lines = [line for line in numbers["lines"] if line["row"] == row]
+        usual = min(line["warmup"] for line in lines)
         for regime in dict.fromkeys(line["regime"] for line in lines):
             points = [line for line in lines if line["regime"] == regime]
             x = [1e3 * line["temperature"] for line in points]
@@ -79,12 +80,18 @@ def draw(numbers):
                 markersize=7, label=points[0]["title"],
             )  # fmt: skip
             for line, across, up in zip(points, x, y, strict=True):
-                words, place = f"rate {line['rate']:g}", (6, 4)
+                panel.plot(
+                    [across] * line["seeds"], line["test_by_seed"], ".", color=colour, alpha=0.5,
+                    markersize=4,
+                )  # fmt: skip
+                words, place, side = f"rate {line['rate']:g}", (-7, 3), "right"
+                if line["warmup"] > usual:
+                    words += f", warm-up {line['warmup']:g}"
                 if line["multiplier"] is not None:
-                    words, place = f"{words}, λ {line['multiplier']:g}", (-26, -16)
+                    words, place, side = f"{words}, λ {line['multiplier']:g}", (7, -11), "left"
                 panel.annotate(
                     words, (across, up), xytext=place, textcoords="offset points", fontsize=7.5,
-                    color=colour,
+                    color=colour, horizontalalignment=side,
                 )  # fmt: skip
         panel.set(
             xscale="log", xlabel="temperature at the peak rate, 10⁻³",

@@ -11,7 +11,7 @@ from keras_noisylb.schedules import noise_temperature
 FIELDS = (
     "row", "regime", "title", "rate", "warmup", "multiplier", "noise_part", "weight_decay",
     "temperature", "seeds", "diverged", "train", "held_out", "held_out_std", "test", "test_std",
-    "gain", "gain_se", "paired_p", "welch_p",
+    "gain", "gain_se", "paired_p", "welch_p", "test_by_seed",
 )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def line(recipe, metrics, base):
         recipe.weight_decay, temperature(recipe), len(test), len(metrics) - len(test), mean(train),
         mean(held_out), spread(held_out), mean(test), spread(test), mean(gains),
         float(stats.sem(gains)) if len(gains) > 1 else None,
-        None if paired is None else float(paired), test_of_means and test_of_means[2],
+        None if paired is None else float(paired), test_of_means and test_of_means[2], test,
     )  # fmt: skip
     return dict(zip(FIELDS, values, strict=True))
 
