@@ -1,7 +1,7 @@
 """Build the notebooks from their py:percent files with jupytext, and execute them.
 
     pip install -e '.[notebooks]'
-    python examples/build_notebooks.py [examples/notebooks/01_quick_start.py ...]
+    python examples/build_notebooks.py [examples/notebooks/01_batch_size.py ...]
 
 Edit only the `.py` files. Every notebook is executed in a new kernel. Cells get numbers as
 identifiers, so that a notebook file changes only where its text or its results change.

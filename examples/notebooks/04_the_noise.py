@@ -26,7 +26,6 @@ num_runs = 1000
 import matplotlib.pyplot as plt
 import numpy as np
 
-from keras_noisylb.experiments.figures import figure1, figure4
 from keras_noisylb.quadratic import Quadratic, noise_factor
 
 # %% [markdown]
@@ -37,9 +36,22 @@ from keras_noisylb.quadratic import Quadratic, noise_factor
 # over the plane of θ = (θ₁, θ₂). A *contour* is a line of equal loss.
 
 # %%
-x, y = figure1.examples(seed)
-points = figure1.contour(x, y, number=200)
-best = points.mean(axis=0)
+rng = np.random.default_rng(seed)
+turn = np.array([[np.cos(np.pi / 6), -np.sin(np.pi / 6)], [np.sin(np.pi / 6), np.cos(np.pi / 6)]])
+x = rng.normal(size=(512, 2)) * np.sqrt([1.0, 0.1]) @ turn.T
+y = 0.3 * rng.normal(size=512)  # the best θ is near 0
+
+
+def contour(number, loss=0.5):
+    """Points θ at which the mean loss is this much above the least."""
+    steepness, axes = np.linalg.eigh(x.T @ x / len(x))
+    angles = 2 * np.pi * np.arange(number) / number
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return best + np.sqrt(2 * loss) * circle / np.sqrt(steepness) @ axes.T
+
+
+best = np.linalg.lstsq(x, y, rcond=None)[0]
+points = contour(200)
 plt.figure(figsize=(4, 3.4))
 plt.plot(*points.T, color="0.5", label="a contour")
 plt.plot(*best, "k+", label="least loss")
@@ -53,9 +65,15 @@ plt.show()
 # At one point of the contour, every example has a different gradient. The gradient of the loss is
 # the mean over all examples. The mean over a small batch is a point near it.
 
+
 # %%
-theta = figure1.contour(x, y, number=8)[3]
-gradients = (x @ theta - y)[:, None] * x
+def example_gradients(theta):
+    """The gradient of each example, in rows."""
+    return (x @ theta - y)[:, None] * x
+
+
+theta = contour(8)[3]
+gradients = example_gradients(theta)
 rng = np.random.default_rng(seed)
 batches = [rng.choice(len(x), small_batch_size, replace=False) for _ in range(200)]
 small_batch_gradients = np.array([gradients[batch].mean(axis=0) for batch in batches])
@@ -83,14 +101,26 @@ plt.show()
 # M_S is the small batch size and M_L the large batch size, here all 512 examples. With millions of
 # weights, the full matrix is too large to store; the diagonal has the size of the gradient.
 
+
 # %%
-gradient, covariances = figure1.covariances(x, y, theta, small=small_batch_size)
+def covariances(theta):
+    """The covariance of each noise at a point."""
+    gradients, scale = example_gradients(theta), 1 / small_batch_size - 1 / len(x)
+    fisher = scale * gradients.T @ gradients / len(x)
+    return {
+        "SGD": scale * np.cov(gradients.T),
+        "isotropic": 0.1**2 * np.eye(2),
+        "full": fisher,
+        "diagonal": np.diag(np.diag(fisher)),
+    }
+
+
 print(f"small batches (measured)  {np.cov(small_batch_gradients.T).round(4).tolist()}")
-for name, covariance in covariances.items():
+for name, covariance in covariances(theta).items():
     print(f"{name:25} {covariance.round(4).tolist()}")
 
 # %% [markdown]
-# `sgd` is the exact covariance of the small batch. *SGD*, stochastic gradient descent, is training
+# `SGD` is the exact covariance of the small batch. *SGD*, stochastic gradient descent, is training
 # with small batches.
 #
 # ## 4. One step from several points
@@ -102,9 +132,9 @@ for name, covariance in covariances.items():
 def draw_steps(panel, name):
     """Steps with the noise called `name`, from eight points of a contour."""
     panel.plot(*points.T, color="0.75")
-    for theta in figure1.contour(x, y, number=8):
-        gradient, covariances = figure1.covariances(x, y, theta, small=small_batch_size)
-        noise = rng.multivariate_normal(np.zeros(2), covariances[name], size=60)
+    for theta in contour(8):
+        gradient = example_gradients(theta).mean(axis=0)
+        noise = rng.multivariate_normal(np.zeros(2), covariances(theta)[name], size=60)
         panel.plot(*(theta - 0.5 * (gradient + noise)).T, ".", color="#0072B2", markersize=2)
         panel.plot(*np.transpose([theta, theta - 0.5 * gradient]), color="#D55E00", linewidth=2)
         panel.plot(*theta, "ko", markersize=4)
@@ -112,7 +142,7 @@ def draw_steps(panel, name):
 
 
 figure, axes = plt.subplots(1, 4, figsize=(9, 4), layout="constrained", sharex=True, sharey=True)
-for panel, name in zip(axes.flat, covariances, strict=True):
+for panel, name in zip(axes.flat, covariances(theta), strict=True):
     draw_steps(panel, name)
 plt.show()
 
@@ -121,17 +151,20 @@ plt.show()
 # the longest axis of the noise and the normal of the contour, at 64 points.
 
 # %%
-angles = {"sgd": [], "full": [], "diagonal": []}
-for theta in figure1.contour(x, y, number=64):
-    gradient, covariances = figure1.covariances(x, y, theta, small=small_batch_size)
+angles = {"SGD": [], "full": [], "diagonal": []}
+for theta in contour(64):
+    normal = example_gradients(theta).mean(axis=0)
     for name, found in angles.items():
-        found.append(figure1.alignment(gradient, covariances[name])[0])
+        longest = np.linalg.eigh(covariances(theta)[name])[1][:, -1]
+        cosine = abs(longest @ normal) / np.linalg.norm(normal)
+        found.append(np.degrees(np.arccos(min(1.0, cosine))))
 for name, found in angles.items():
     print(f"{name:10} median {np.median(found):3.0f}°, largest {max(found):3.0f}°")
 
 # %% [markdown]
 # It is nearly perpendicular at most points, but not everywhere: the largest angles are at the
-# narrow ends of the ellipse. The page `docs/figures.md` explains the reason.
+# narrow ends of the ellipse. The page `docs/figures.md` explains the reason. Diagonal noise is much
+# further from perpendicular.
 #
 # ## 5. Many steps in a bowl
 #
@@ -186,12 +219,12 @@ plt.show()
 # %%
 def updates_until(level, place):
     """For each noise, the number of updates that each run takes to a loss below the level."""
-    return [
-        figure4.first_below(
-            bowl.loss(bowl.simulate(place, 200, 0.1, runs=num_runs, seed=(seed, number))), level
-        )
-        for number, bowl in enumerate(bowls.values())
-    ]
+    found = []
+    for number, bowl in enumerate(bowls.values()):
+        losses = bowl.loss(bowl.simulate(place, 200, 0.1, runs=num_runs, seed=(seed, number)))
+        below = losses < level
+        found.append(np.where(below.any(axis=0), below.argmax(axis=0), len(losses)))
+    return found
 
 
 for place in (start, (3.0, 3.0), (3.0, -3.0)):
@@ -216,5 +249,21 @@ print(", ".join(f"{name}: {loss:.4f}" for name, loss in final.items()))
 print(f"{lower} noise ends at the lower loss." if np.ptp(list(final.values())) > 1e-9 else "Equal.")
 
 # %% [markdown]
-# Try `hessian = [[3.5, 0.0], [0.0, 0.5]]` in the first cell. The axes of the bowl are then the axes
-# of the weights, and full and diagonal noise are the same.
+# ## What you have learned
+
+# %%
+sgd, full, diagonal = (np.median(found) for found in angles.values())
+print("1. Full noise has the shape of a small batch's noise. The median angle to the normal is")
+print(f"   {full:.0f}°, of SGD {sgd:.0f}°, of diagonal noise {diagonal:.0f}°.")
+print("2. Diagonal noise has the same total variance, but less along the steep axis of this bowl.")
+print("3. Neither noise is always faster: it depends on the start and on the level.")
+
+# %% [markdown]
+# The first point is the reason why this package recommends full noise (`docs/choosing.md`).
+#
+# ## What to try next
+#
+# - `hessian = [[3.5, 0.0], [0.0, 0.5]]` in the first cell. The axes of the bowl are then the axes
+#   of the weights, and full and diagonal noise are the same.
+# - `noisylb figure 1` and `noisylb figure 4` make the figures of the paper with several seeds.
+# - `05_generalisation_gap` trains a network with both noises.

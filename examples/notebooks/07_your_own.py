@@ -13,9 +13,9 @@
 # This package works with any network. This page adds noise to a network with a custom layer, a
 # custom loss and a custom training loop.
 #
-# The noise imitates the gradient of a small batch. Its variance is the difference between the
-# variances of a small and a large batch. It is computed from the variance of the gradients of
-# single examples. How this variance is computed depends on the model.
+# The noise imitates the gradient of a small batch. Its covariance is the difference between the
+# covariances of a small and a large batch. It is computed from the gradients of single examples, or
+# from the two halves of the batch.
 
 # %% tags=["parameters"]
 num_examples = 10_000  # training images
@@ -79,31 +79,34 @@ def focal_loss(y, logits):
 # %% [markdown]
 # ## What the noise computes
 #
-# For common layers the package has *rules*: formulas that compute the variance quickly. It has no
-# rule for `Gain`. `report` shows the consequence: TensorFlow's `vectorized_map` differentiates
-# every example separately. This is exact and works for many models, but it is slow. (Training gives
-# one warning.)
+# The recommended noise is full (split) noise: the batch is computed as two halves, and the noise is
+# the difference of their gradients. This costs almost nothing and works for every model, if the
+# loss is a sum over examples. λ is the matched one: batches of 500 at the learning rate 0.1 get as
+# much noise as batches of 50 have at the rate 0.02.
 
 # %%
 model = make_model()
-noise = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3)
+multiplier = nlb.matched_multiplier(batch_size, 50, 0.1, 0.02)
+noise = nlb.FullFisher(small_batch_size=50, estimator="split", multiplier=multiplier)
 print(nlb.report(model, noise, batch_size))
 
 # %% [markdown]
-# There are two faster ways.
+# For most purposes this is all. Go on with "Training with `fit`".
 #
-# ## Way 1: an estimator without rules
+# ## Statistics of single examples
 #
-# With `estimator="split"`, the batch is computed as two halves, and the noise is computed from the
-# difference of their gradients. This costs almost nothing and works for every model, if the loss is
-# a sum over examples.
+# Other noises, and functions such as `diagonal_fisher`, need the gradient of every example. This
+# section uses diagonal (exact) noise to show how they are computed. For common layers the package
+# has *rules*: formulas that are fast. It has no rule for `Gain`. `report` shows the consequence:
+# TensorFlow's `vectorized_map` differentiates every example separately. This is exact and works for
+# many models, but it is slow. (Training gives one warning.)
 
 # %%
-split = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3, estimator="split")
-print(nlb.report(model, split, batch_size))
+exact = nlb.DiagonalFisher(small_batch_size=50, multiplier=multiplier)
+print(nlb.report(model, exact, batch_size))
 
 # %% [markdown]
-# ## Way 2: a rule
+# ## A rule
 #
 # A rule receives the layer, its inputs (`use.inputs`) and d, the gradient of each example's loss
 # with respect to the layer's output. For each example, the gradient with respect to `gain` is the
@@ -119,7 +122,7 @@ def gain_rule(layer, use, d, conv):
 
 RULES.register(Gain, LayerRule(gain_rule, ("gain",)))
 model = make_model()
-print(nlb.report(model, noise, batch_size))
+print(nlb.report(model, exact, batch_size))
 
 # %% [markdown]
 # Is the rule correct? `vectorized_map` does not use it and can therefore check it. The next cell
@@ -139,7 +142,7 @@ for variable, a, b in zip(model.trainable_variables, by_rules, one_by_one, stric
 # %%
 noisy_model = nlb.NoisyModel(model)
 noisy_model.compile(
-    nlb.NoisyOptimizer(keras.optimizers.Adam(1e-3), noise, noise_fraction=0.25, seed=0),
+    nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, noise_fraction=0.5, seed=0),
     focal_loss,
     metrics=["accuracy"],
 )
@@ -161,7 +164,7 @@ print("training loss:", " ".join(f"{loss:.3f}" for loss in history["loss"]))
 
 # %%
 model = make_model()
-optimizer = keras.optimizers.Adam(1e-3)
+optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
 optimizer.build(model.trainable_variables)
 
 
@@ -203,5 +206,16 @@ curve.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# If a batch does not fit in memory, `num_microbatches=k` computes the same in k parts, in sequence.
-# The page `docs/foreign_models.md` shows which estimators work for twenty third-party models.
+# ## What you have learned
+
+# %%
+print("1. Full (split) noise needs nothing of your model but a loss that is a sum over examples.")
+print("2. A rule makes per-example statistics of your own layer fast; `vectorized_map` checks it.")
+print("3. In your own loop, `noisy_gradients` gives gradient and noise separately.")
+
+# %% [markdown]
+# ## What to try next
+#
+# - `num_microbatches=k` computes a batch that does not fit in memory in k parts, in sequence.
+# - `docs/foreign_models.md` shows which estimators work for twenty third-party models.
+# - `nlb.compare` trains your model with and without noise (`docs/your_problem.md`).

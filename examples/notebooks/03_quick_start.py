@@ -69,17 +69,23 @@ print(f"{network.count_params():,} weights")
 # %% [markdown]
 # ## The noise
 #
-# Let F be the variance of the gradients of single examples. The mean over M examples has the
-# variance F / M. The variance for a batch of 500 is therefore smaller than for a batch of 50; the
-# difference is F (1/50 − 1/500). `DiagonalFisher` estimates F for every weight from the examples of
-# each batch (the diagonal of the *Fisher* matrix), and draws Gaussian noise with this difference as
-# its variance.
+# Let Σ be the covariance of the gradients of single examples. The mean over M examples has the
+# covariance Σ / M. The covariance for a batch of 500 is therefore smaller than for a batch of 50;
+# the difference is Σ (1/50 − 1/500). `FullFisher` draws noise with this difference as its
+# covariance. With `estimator="split"` it computes each batch as two halves, and the difference of
+# their gradients gives the noise. This costs almost nothing and works with any model.
 #
-# `multiplier` is a factor of the noise. With 1 the noise has the variance above. On these data, 0.3
-# gave a better accuracy in a trial (see `docs/results.md`).
+# `multiplier` is λ, a factor of the noise. How much noise training feels depends also on the
+# learning rate: at a higher rate, a smaller λ is enough. `matched_multiplier` computes the λ at
+# which batches of 500 at the rate 0.1 get as much noise as batches of 50 have at the rate 0.02
+# (`docs/how_much_noise.md`).
 
 # %%
-noise = nlb.DiagonalFisher(small_batch_size, multiplier=0.3)
+multiplier = nlb.matched_multiplier(
+    large_batch_size, small_batch_size, large_learning_rate=0.1, small_learning_rate=0.02
+)
+print(f"λ = {multiplier:.2f}")
+noise = nlb.FullFisher(small_batch_size, estimator="split", multiplier=multiplier)
 
 # %% [markdown]
 # Wrap two objects: the optimizer defines the noise, and the model adds it. Everything else is
@@ -88,7 +94,7 @@ noise = nlb.DiagonalFisher(small_batch_size, multiplier=0.3)
 # %%
 model = nlb.NoisyModel(network)
 model.compile(
-    nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, noise_fraction=0.25, seed=0),
+    nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, noise_fraction=0.5, seed=0),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
@@ -96,7 +102,7 @@ model.compile(
 # %% [markdown]
 # ## Training
 #
-# `noise_fraction` ends the noise after a fraction of the training; the paper takes a quarter.
+# `noise_fraction=0.5` ends the noise after the first half of the training.
 # `GradientNoiseMonitor` measures how long gradient and noise are.
 
 # %%
@@ -110,7 +116,7 @@ history = model.fit(
 ).history
 
 # %% [markdown]
-# The norm of the noise divided by the norm of the gradient, for each epoch. After the first epochs
+# The norm of the noise divided by the norm of the gradient, for each epoch. In the second half
 # there is no noise.
 
 # %%
@@ -135,13 +141,30 @@ print(f"test accuracy {accuracy:.2%} ± {error:.2%}")
 
 # %% [markdown]
 # A single run cannot show whether the noise *helped*, because there is nothing to compare it with.
-# The notebook `03_generalisation_gap` makes a comparison.
+# The notebook `05_generalisation_gap` makes a comparison.
 #
 # ## What the noise computes
 #
-# `report` shows, without training, how the variance of each layer's weights is computed, whether
-# it is exact, and the work relative to a step without noise. Work counts only multiplications. The
-# time grows more, because it includes memory traffic and small operations.
+# `report` shows, without training, how the noise of each layer's weights is computed, whether this
+# is exact, and the work relative to a step without noise. Work counts only multiplications. The
+# time can grow more, because it includes memory traffic and small operations.
 
 # %%
 print(nlb.report(network, noise, large_batch_size))
+
+# %% [markdown]
+# ## What you have learned
+
+# %%
+print("1. Two wrappers add noise to an ordinary Keras training: `NoisyModel` and `NoisyOptimizer`.")
+print(f"2. The matched λ is {multiplier:.2f} here; the noise of the first epoch is", end=" ")
+print(f"{history['noise_to_gradient'][0]:.2f} gradients long.")
+print("3. One run says nothing about the benefit; that needs a comparison with several seeds.")
+
+# %% [markdown]
+# ## What to try next
+#
+# - `05_generalisation_gap`: when noise helps.
+# - `01_batch_size`: how large a batch is useful for your model.
+# - Another noise, such as the paper's `nlb.DiagonalFisher(small_batch_size)`, in the cell "The
+#   noise". `docs/choosing.md` compares them.

@@ -54,13 +54,17 @@ print(f"{strategy.num_replicas_in_sync} replicas")
 
 
 # %%
+# Batches of 500 at the rate 0.1 get as much noise as batches of 50 have at the rate 0.02.
+multiplier = nlb.matched_multiplier(500, 50, 0.1, 0.02)
+
+
 def make_model():
     """LeNet, compiled with noise."""
     model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
     model.compile(
         nlb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
-            nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
+            nlb.FullFisher(small_batch_size=50, estimator="split", multiplier=multiplier),
             noise_fraction=0.5,
             seed=0,
         ),
@@ -108,7 +112,8 @@ print("copies are equal:", np.array_equal(first, second))
 # over the devices has the same variance as the noise of one device with the whole batch. This can
 # be measured with a small linear model. The experiment repeats one update with learning rate 1,
 # always with the same batch and from the same weights, and computes the variance of the change of
-# each weight.
+# each weight. It uses diagonal (exact) noise, because a variance of each weight is then enough to
+# describe the noise.
 
 
 # %%
@@ -158,3 +163,19 @@ ratios = variances[1] / variances[0]
 mean, error = np.log(ratios).mean(), np.log(ratios).std(ddof=1) / np.sqrt(len(ratios))
 print(f"two devices / one device: {np.exp(mean):.3f} ± {np.exp(mean) * error:.3f}")
 print("They agree." if abs(mean) < 3 * error else "They differ by more than 3 standard errors.")
+
+# %% [markdown]
+# ## What you have learned
+
+# %%
+print("1. Build and compile in the scope of the strategy; nothing else changes.")
+print(f"2. After training, the copies of a weight are equal: {np.array_equal(first, second)}.")
+print(f"3. Noise of two devices has {np.exp(mean):.3f} times the variance of noise of one device.")
+
+# %% [markdown]
+# ## What to try next
+#
+# - `python examples/distributed.py` uses all GPUs of a machine.
+# - `python examples/multi_worker.py` starts several processes, as on several machines
+#   (`docs/multi_worker.md`).
+# - `docs/gpu.md` says what has been tested with several devices.
