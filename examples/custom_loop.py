@@ -29,7 +29,9 @@ model = nlb.models.LeNet(num_classes=10, ghost_batch_size=50)
 loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
 optimizer.build(model.trainable_variables)
-noise = nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3)
+# Batches of 500 at the rate 0.1 get as much noise as batches of 50 have at the rate 0.02.
+multiplier = nlb.matched_multiplier(500, 50, large_learning_rate=0.1, small_learning_rate=0.02)
+noise = nlb.FullFisher(small_batch_size=50, estimator="split", multiplier=multiplier)
 
 
 @tf.function
@@ -60,7 +62,7 @@ def logits(x):
     return model.predict(x, batch_size=500, verbose=0)
 
 
-noisy_epochs = -(-options.epochs // 4)  # a quarter of the epochs, rounded up
+noisy_epochs = -(-options.epochs // 2)  # half of the epochs, rounded up
 norms, losses = [], []
 print("epoch  train loss  |gradient|  |noise|")
 for epoch in range(options.epochs):

@@ -31,13 +31,15 @@ print(f"{strategy.num_replicas_in_sync} devices: {', '.join(devices)}")
 (x_train, y_train), (x_test, y_test) = nlb.data.load("fashion_mnist_small")
 x_train, y_train = x_train[: options.examples], y_train[: options.examples]
 keras.utils.set_random_seed(0)
+# Batches of 1000 at the rate 0.1 get as much noise as batches of 50 have at the rate 0.02.
+multiplier = nlb.matched_multiplier(1000, 50, large_learning_rate=0.1, small_learning_rate=0.02)
 with strategy.scope():
     model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
     model.compile(
         nlb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
-            nlb.DiagonalFisher(small_batch_size=50, estimator="split", multiplier=0.3),
-            noise_fraction=0.25,
+            nlb.FullFisher(small_batch_size=50, estimator="split", multiplier=multiplier),
+            noise_fraction=0.5,
             seed=0,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

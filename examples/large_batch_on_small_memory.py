@@ -29,6 +29,7 @@ def make_model(num_microbatches=None):
     """LeNet, compiled with noise."""
     network = nlb.models.LeNet(num_classes=10, ghost_batch_size=GHOST)
     model = nlb.NoisyModel(network, num_microbatches)
+    # Diagonal (exact), not the recommended full (split): of the noises it needs the most memory.
     noise = nlb.DiagonalFisher(small_batch_size=GHOST)
     model.compile(
         nlb.NoisyOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), noise, seed=0),

@@ -2,8 +2,9 @@
 
     python examples/quickstart.py [--examples 10000] [--epochs 8]
 
-The monitor compares the norm of the noise with the norm of the gradient. The noise ends after a
-quarter of the training; the rest is ordinary large-batch training.
+The noise is full (split), with the matched λ: batches of 500 at the learning rate 0.1 get as much
+noise as batches of 50 have at the rate 0.02. It ends after half of the training; the rest is
+ordinary large-batch training. The monitor compares the norms of noise and gradient.
 """
 
 import argparse
@@ -22,12 +23,13 @@ options = parser.parse_args()
 x_train, y_train = x_train[: options.examples], y_train[: options.examples]
 
 keras.utils.set_random_seed(0)
+multiplier = nlb.matched_multiplier(500, 50, large_learning_rate=0.1, small_learning_rate=0.02)
 model = nlb.NoisyModel(nlb.models.LeNet(num_classes=10, ghost_batch_size=50))
 model.compile(
     nlb.NoisyOptimizer(
         keras.optimizers.SGD(0.1, momentum=0.9),
-        nlb.DiagonalFisher(small_batch_size=50, multiplier=0.3),
-        noise_fraction=0.25,
+        nlb.FullFisher(50, estimator="split", multiplier=multiplier),
+        noise_fraction=0.5,
         seed=0,
     ),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -27,13 +27,20 @@ options = parser.parse_args()
 (x, y), _ = nlb.data.load("fashion_mnist_small")  # a search must not use the test set
 x, y = x[: options.examples], y[: options.examples]
 
+
+def full_noise(hp):
+    """Full (split) noise; λ is near the one that matches batches of 32 at the rate 0.05."""
+    matched = nlb.matched_multiplier(hp.get("large_batch_size"), 32, hp.get("learning_rate"), 0.05)
+    factor = hp.Choice("factor", [0.5, 1.0, 2.0])
+    return nlb.FullFisher(32, estimator="split", multiplier=factor * matched)
+
+
 hypermodel = NoisyHyperModel(
     lambda hp: nlb.models.MLP(hidden_units=(128,), ghost_batch_size=32),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     seeds=(0, 1),
-    noise=("diagonal", "none"),
-    small_batch_size=(16, 32),
-    multiplier=(0.3, 1.0),
+    noise={"full (split)": full_noise, "none": None},
+    noise_fraction=0.5,
     large_batch_size=(200, 400),
     learning_rate=lambda hp: hp.Float("learning_rate", 0.02, 0.5, sampling="log"),
     momentum=0.9,
@@ -48,8 +55,7 @@ tuner = keras_tuner.RandomSearch(
 )
 tuner.search(x, y, epochs=options.epochs, validation_split=0.2, verbose=0)
 
-parts = ["noise", "estimator", "small_batch_size", "multiplier", "noise_fraction"]
-parts += ["large_batch_size", "learning_rate"]
+parts = ["noise", "factor", "large_batch_size", "learning_rate", "warmup_fraction"]
 table = Table("trial", "validation accuracy", *(part.replace("_", " ") for part in parts))
 for trial in results(tuner):
     score = trial.reason if trial.score is None else f"{trial.score:.3f} ± {trial.std:.3f}"

@@ -38,14 +38,14 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` that makes the updates.
-        noise: the noise to add, for example `DiagonalFisher(small_batch_size=128)`.
+        noise: the noise to add, for example `FullFisher(128, estimator="split")`.
         noise_steps: number of updates after which the noise ends; `None` for noise that never
             ends. It can be assigned during training, unless `noise_fraction` is given.
         noise_fraction: fraction of the training with noise, from 0 to 1, for training by
-            `NoisyModel.fit`. The paper's is a quarter (A.7). When an epoch starts, `fit` computes
-            `noise_steps` from its epochs and its steps per epoch. With data of unknown length, the
-            noise ends with the first epoch that starts after the fraction. A resumed run ends the
-            noise at the same step as an uninterrupted one.
+            `NoisyModel.fit`. We recommend a half; the paper has a quarter (A.7). When an epoch
+            starts, `fit` computes `noise_steps` from its epochs and its steps per epoch. With data
+            of unknown length, the noise ends with the first epoch that starts after the fraction. A
+            resumed run ends the noise at the same step as an uninterrupted one.
         placement: where the noise is added. `"gradient"`: to the gradient that `inner_optimizer`
             receives. Momentum accumulates this noise; clipping and weight decay act on it as on any
             gradient. `"update"`: the learning rate times the noise is added to the parameters
@@ -65,11 +65,12 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
     Example:
     ```python
     model = keras_noisylb.NoisyModel(model)
+    multiplier = keras_noisylb.matched_multiplier(4096, 128, 0.1, small_learning_rate=0.01)
     model.compile(
         keras_noisylb.NoisyOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9),
-            noise=keras_noisylb.DiagonalFisher(small_batch_size=128),
-            noise_fraction=0.25,
+            noise=keras_noisylb.FullFisher(128, estimator="split", multiplier=multiplier),
+            noise_fraction=0.5,
         ),
         loss="mse",
     )
@@ -101,8 +102,8 @@ class NoisyOptimizer(keras.optimizers.Optimizer):
             )
         if not isinstance(noise, Noise):
             raise ValueError(
-                "`noise` must be a noise of keras_noisylb, such as DiagonalFisher("
-                f"small_batch_size=128). Received: {noise!r}"
+                "`noise` must be a noise of keras_noisylb, such as FullFisher(128, "
+                f'estimator="split"). Received: {noise!r}'
             )
         check_placement(placement, noise)
         _check_fraction(noise_fraction, noise_steps)

@@ -39,11 +39,14 @@ def test_parts_of_no_noise_of_the_space_are_left_out(tmp_path):
     assert without.keys().isdisjoint({"estimator", "small_batch_size", "noise_fraction"})
 
 
-@pytest.mark.parametrize("noise", ["diagonal", "trace", "full", "kronecker", "isotropic"])
+@pytest.mark.parametrize(
+    "noise", ["full-split", "diagonal", "trace", "full", "kronecker", "isotropic"]
+)
 def test_every_noise_is_built(noise):
     model = hypermodel(noise=noise, estimator="weighted", sigma=0.3)
     built = model.build(keras_tuner.HyperParameters()).optimizer.noise
     expected = {
+        "full-split": nlb.FullFisher(10, estimator="split"),
         "diagonal": nlb.DiagonalFisher(10, estimator="weighted"),
         "trace": nlb.FisherTrace(10, estimator="weighted"),
         "full": nlb.FullFisher(10),

@@ -94,7 +94,7 @@ def advise(
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss)
     advice = keras_noisylb.advise(model, x_train, y_train, batch_size=64)
     print(advice)
-    noise = DiagonalFisher(64, multiplier=advice.multiplier)
+    noise = FullFisher(64, estimator="split", multiplier=advice.multiplier)
     ```
     """
     positive_integer("updates", updates, "the number of updates of the short run")

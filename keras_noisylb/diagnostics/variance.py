@@ -79,7 +79,7 @@ def gradient_variance(
             repeated as often as necessary.
         y: targets; `None` with a dataset.
         batch_size: number of examples in a minibatch; `None` with a dataset.
-        noise: the noise to add, such as `DiagonalFisher(128)`, or `None`.
+        noise: the noise to add, such as `FullFisher(128, estimator="split")`, or `None`.
         draws: number of gradients.
         seed: integer, seed of minibatches and noise.
         num_microbatches: number of microbatches in which a batch is computed in sequence.
@@ -97,9 +97,8 @@ def gradient_variance(
     Example:
     ```python
     small = gradient_variance(model, loss, x_train, y_train, batch_size=128)
-    large = gradient_variance(
-        model, loss, x_train, y_train, batch_size=4096, noise=DiagonalFisher(128)
-    )
+    noise = FullFisher(128, estimator="split")
+    large = gradient_variance(model, loss, x_train, y_train, batch_size=4096, noise=noise)
     print(small.block_variance / large.block_variance)
     ```
     """
@@ -109,7 +108,7 @@ def gradient_variance(
         raise ValueError(f"A standard error needs at least 3 draws. Received: draws={draws}")
     if noise is not None and not isinstance(noise, Noise):
         raise ValueError(
-            "`noise` must be a noise, such as keras_noisylb.DiagonalFisher(small_batch_size=128), "
+            "`noise` must be a noise, such as keras_noisylb.FullFisher(128, estimator='split'), "
             f"or None. Received: {noise!r}"
         )
     batches = minibatches(x, y, batch_size)

@@ -27,7 +27,8 @@ class FullFisher(FisherNoise):
 
     Example:
     ```python
-    noise = FullFisher(small_batch_size=128, fisher="true")
+    multiplier = matched_multiplier(4096, 128, large_learning_rate=0.1, small_learning_rate=0.01)
+    noise = FullFisher(small_batch_size=128, estimator="split", multiplier=multiplier)
     ```
     """
 

@@ -34,7 +34,7 @@ def noisy_gradients(
         loss: a Keras loss, its name, or a function `(y, y_pred) -> scalar`.
         x: inputs of M_L examples, which are the first axis.
         y: targets.
-        noise: the noise, for example `DiagonalFisher(small_batch_size=128)`.
+        noise: the noise, for example `FullFisher(128, estimator="split")`.
         seed: integer, or scalar integer tensor such as `optimizer.iterations`. The same seed gives
             the same noise, so every step needs another seed.
         sample_weight: weights of the examples, or `None`.
@@ -55,9 +55,8 @@ def noisy_gradients(
 
     Example:
     ```python
-    gradients, noise = noisy_gradients(
-        model, loss, x, y, noise=DiagonalFisher(64), seed=optimizer.iterations
-    )
+    full = FullFisher(small_batch_size=64, estimator="split")
+    gradients, noise = noisy_gradients(model, loss, x, y, full, seed=optimizer.iterations)
     optimizer.apply(
         [g + n for g, n in zip(gradients, noise)], model.trainable_variables
     )

@@ -44,10 +44,11 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         loss: the loss, as in `compile`.
         metrics: the metrics, as in `compile`.
         seeds: distinct non-negative integers.
-        noise: "none", "diagonal", "trace", "full", "kronecker", "isotropic" or "multiplicative". A
-            function of `hp` must register it under the name "noise". Custom noises, or noises with
-            other arguments, are a dictionary from names to functions `hp -> Noise`; it may contain
-            `"none": None`. Of the noise dimensions below, only `noise_fraction` applies to them.
+        noise: "none", "full-split" (recommended), "diagonal", "trace", "full", "kronecker",
+            "isotropic" or "multiplicative". A function of `hp` must register it under the name
+            "noise". Custom noises, or noises with other arguments, are a dictionary from names to
+            functions `hp -> Noise`; it may contain `"none": None`. Of the noise dimensions below,
+            only `noise_fraction` applies to them.
         estimator: "per_example", "weighted" or "split"; for "diagonal" and "trace".
         small_batch_size: M_S, for the Fisher noises.
         multiplier: λ, for the Fisher noises.
@@ -83,12 +84,12 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         *,
         metrics: Sequence[Any] = ("accuracy",),
         seeds: Sequence[int] = (0,),
-        noise: Part = ("diagonal", "trace", "none"),
+        noise: Part = ("full-split", "diagonal", "trace", "none"),
         estimator: Part = ("split", "per_example"),
         small_batch_size: Part = (32, 64, 128),
         multiplier: Part = (1.0, 0.3),
         sigma: Part = (0.1, 0.01),
-        noise_fraction: Part = (0.25, 0.5, 1.0),
+        noise_fraction: Part = (0.5, 0.25, 1.0),
         large_batch_size: Part = (256, 512, 1024),
         learning_rate: Part = lambda hp: hp.Float("learning_rate", 0.01, 1.0, sampling="log"),
         warmup_fraction: Part = (0.05, 0.0, 0.2),

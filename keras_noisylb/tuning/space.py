@@ -1,5 +1,6 @@
 """The search space of the method, and the noise and schedule of a trial."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,9 @@ Part = Any | list[Any] | tuple[Any, ...] | Callable[[keras_tuner.HyperParameters
 
 NONE = "none"  # the large batch alone
 FISHER_PARTS = ("small_batch_size", "multiplier")
-# Class of each noise, and the dimensions of the space that are its arguments.
-NOISES: dict[str, tuple[type[Noise], tuple[str, ...]]] = {
+# What makes each noise, and the dimensions of the space that are its arguments.
+NOISES: dict[str, tuple[Callable[..., Noise], tuple[str, ...]]] = {
+    "full-split": (functools.partial(FullFisher, estimator="split"), FISHER_PARTS),
     "diagonal": (DiagonalFisher, (*FISHER_PARTS, "estimator")),
     "trace": (FisherTrace, (*FISHER_PARTS, "estimator")),
     "full": (FullFisher, FISHER_PARTS),
@@ -95,8 +97,8 @@ def noise_of(chosen: dict[str, Any]) -> Noise | None:
         return None
     if "made" in chosen:
         return chosen["made"]
-    noise_class, parts = NOISES[chosen["noise"]]
-    return noise_class(**{name: chosen[name] for name in parts})
+    make, parts = NOISES[chosen["noise"]]
+    return make(**{name: chosen[name] for name in parts})
 
 
 def learning_rate_of(chosen: dict[str, Any], updates: int) -> WarmupStepDecay:
