@@ -218,7 +218,8 @@ for what, settings in {
 # A network that is fine-tuned on a new task forgets the old one. *Elastic weight consolidation*
 # ([Kirkpatrick et al. 2017](https://arxiv.org/abs/1612.00796)) measures with the diagonal of the
 # Fisher matrix which weights the old task needs, and holds these weights with a penalty
-# ½ s Σ_j F_j (θ_j − θ*_j)², where θ* are the weights before fine-tuning.
+# $\tfrac12 s \sum_j F_j (\theta_j - \theta_j^*)^2$, where $\theta^*$ are the weights before
+# fine-tuning and $s$ is the strength.
 #
 # The old task here is to classify images of clothes, the new task the same images upside down.
 
@@ -235,8 +236,8 @@ for variable, values in zip(model.trainable_variables, fisher, strict=True):
 
 
 # %% [markdown]
-# To see whether the Fisher matters, the same penalty is also tried with equal weights: every F_j is
-# replaced by the mean.
+# To see whether the Fisher matters, the same penalty is also tried with equal weights: every $F_j$
+# is replaced by the mean.
 
 
 # %%
