@@ -11,6 +11,11 @@ from typing import Annotated
 
 import typer
 
+from noisylb import process
+
+# What a user reads, and the exit code.
+ENDS = {KeyboardInterrupt: ("interrupted", 130), process.Terminated: ("ended by SIGTERM", 143)}
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -94,14 +99,14 @@ def work(name, call, output):
         typer.Exit: if it could not be run, or was interrupted.
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        process.import_tensorflow()
         records = importlib.import_module("keras_noisylb.experiments.records")
         module = importlib.import_module(f"keras_noisylb.experiments.{name}")
     except ImportError as error:
         fail(error)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), process.ended_by_sigterm():
             warnings.showwarning = show_warning
             call(module)
     except records.CompareError as error:
@@ -113,9 +118,9 @@ def work(name, call, output):
             "finished is kept. Correct this and repeat the command, which continues from there, or "
             "choose another --output."
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, process.Terminated) as error:
+        name, code = ENDS[type(error)]
         typer.echo(
-            "\nnoisylb: interrupted. The same command continues from what is finished.",
-            err=True,
+            f"\nnoisylb: {name}. The same command continues from what is finished.", err=True
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(code) from None

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from noisylb.app import fail
-from noisylb.terminal import grid
+from noisylb.protocol.terminal import grid, print_table
 
 LONG = 1800  # seconds from which on a command asks before it begins
 
@@ -57,7 +57,7 @@ def show_plan(execute, runs, jobs, console):
     for run, needed in zip(runs, each, strict=True):
         state = f"{run.done()} of {run.length} {run.unit}" if needed else "finished"
         rows.append((run.title, state, duration(needed) if needed else "–"))
-    console.print(grid(("run", "done", "about"), rows, right=(1, 2)))
+    print_table(console, grid(("run", "done", "about"), rows, right=(1, 2)))
     console.print(
         f"{len(runs)} runs, about {duration(seconds)} with --jobs {jobs} on {device}. Nothing was "
         "trained.",

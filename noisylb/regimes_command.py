@@ -4,7 +4,7 @@ from rich.console import Console
 
 from noisylb.app import app, work
 from noisylb.protocol.options import Options
-from noisylb.terminal import grid
+from noisylb.protocol.terminal import grid, print_table
 
 
 @app.command(help="List the regimes that `compare` and `train` know.")
@@ -22,6 +22,6 @@ def regimes():
             "adds to an update, in updates without noise."
         )
         header = ("name", "title", "batch", "noise", "cost")
-        Console().print(grid(header, rows, right=(4,), caption=caption))
+        print_table(Console(), grid(header, rows, right=(4,), caption=caption))
 
     work("regimes", show, "the list")

@@ -14,7 +14,7 @@ from noisylb.protocol.names import SEEDS_HELP, unknown
 from noisylb.protocol.options import number_or_matched
 from noisylb.protocol.paper import PUBLISHED, RECIPES
 from noisylb.protocol.recipe import SCALES, WHOLE
-from noisylb.terminal import grid
+from noisylb.protocol.terminal import grid, print_table
 
 SCALES_HELP = (  # days by `keras_noisylb.experiments.estimate.REFERENCE`
     "probe (5 epochs), short (15), sample (20 of 10,000 images) or paper (200). All of Table 2 "
@@ -113,7 +113,7 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
                 cell.name, str(batch), f"{cell.learning_rate:g}", f"{cell.weight_decay:g}",
                 str(cell.epochs), "–" if paper is None else f"{paper:.2f}",
             ))  # fmt: skip
-        console.print(grid(header, rows, right=range(1, 6)))
+        print_table(console, grid(header, rows, right=range(1, 6)))
         return
     if name not in RECIPES:
         fail(
@@ -127,7 +127,7 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
         for field, value in cell.described().items()
         if field not in {"row", "regime"}
     ]
-    console.print(grid(("field", "value", "from"), rows, title=name))
+    print_table(console, grid(("field", "value", "from"), rows, title=name))
 
 
 @app.command(help="Train the cells of a table, each in a process of its own, and write the table.")
@@ -257,5 +257,5 @@ def report(form, number, words, runs, folder, console):
     shown = []  # a line for the name of each row, so that the rest fits 80 columns
     for name, group in itertools.groupby(cells, key=lambda row: row[0]):
         shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]
-    console.print(grid(header[1:], shown, right=range(1, 6), caption=words))
+    print_table(console, grid(header[1:], shown, right=range(1, len(header) - 1), caption=words))
     console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)

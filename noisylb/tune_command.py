@@ -9,7 +9,7 @@ from rich.console import Console
 from noisylb import planning
 from noisylb import table_command as shared
 from noisylb.app import app, fail, work
-from noisylb.terminal import grid
+from noisylb.protocol.terminal import grid, print_table
 
 FACTORS = Annotated[
     str | None,
@@ -130,7 +130,9 @@ def report_rates(scale, folder, console):
         "Held-out accuracy in percent by learning rate. (end): of the grid, so a better rate "
         "may lie beyond: widen --factors."
     )
-    console.print(grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words))
+    print_table(
+        console, grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words)
+    )
     console.print(f"Rates: {path}", soft_wrap=True)
 
 
@@ -157,4 +159,6 @@ def report_trials(searches, console):
             "Held-out accuracy in percent of the best trials, each at its best epoch. All trials: "
             "search.json in the folder of the recipe."
         )
-        console.print(grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words))
+        print_table(
+            console, grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words)
+        )

@@ -1,15 +1,14 @@
 """`noisylb batch-size`: `advise` for the model and the data of the command line."""
 
 import keras
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from keras_noisylb.advising.advise import advise
 from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.progress import has_bars
 from keras_noisylb.experiments.records import CompareError
+from noisylb.protocol.terminal import grid, print_table
 
 
 def show(options, **arguments):
@@ -46,7 +45,7 @@ def show(options, **arguments):
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     console = Console(highlight=False)
-    console.print(_table(options, advice))
+    print_table(console, _table(options, advice))
     for line in (*advice.tried(), *advice.advised()):
         console.print(line.strip(), markup=False)
 
@@ -56,14 +55,14 @@ def _table(options, advice):
         f"Gradient noise scale of {options.model} on {options.dataset}, in examples, with its "
         f"{advice.late.confidence:.0%} interval; tr Σ and ‖G‖² with their standard errors."
     )
-    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    for name in ("updates", "noise scale", "from", "to", "tr Σ", "‖G‖²"):
-        table.add_column(name, justify="right")
-    for updates, found in zip(advice.updates, (advice.early, advice.late), strict=True):
-        table.add_row(
+    header = ("updates", "noise scale", "from", "to", "tr Σ", "‖G‖²")
+    rows = [
+        (
             str(updates),
             *(f"{number:.4g}" for number in (found.value, found.lower, found.upper)),
             f"{found.trace:.3g} ± {found.trace_error:.1g}",
             f"{found.squared_norm:.3g} ± {found.squared_norm_error:.1g}",
         )
-    return table
+        for updates, found in zip(advice.updates, (advice.early, advice.late), strict=True)
+    ]
+    return grid(header, rows, right=range(len(header)), caption=caption)

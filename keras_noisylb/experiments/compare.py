@@ -17,6 +17,7 @@ from keras_noisylb.experiments.tables import comparison as table_of
 from keras_noisylb.experiments.tables.text import markdown
 from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
+from noisylb.protocol.terminal import grid, print_table
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
 GROWING = ("regimes", "seeds")  # each run is of one regime and one seed
@@ -155,7 +156,7 @@ def report(folder, options, regimes, results, reported, console):
     records.write_json(folder / "summary.json", summary)
     header, rows = table_of.rows(summary, reported)
     caption = table_of.caption(options, reported)
-    console.print(table_of.for_terminal(header, rows, caption, console.width))
+    print_table(console, grid(header, rows, right=range(1, len(header)), caption=caption))
     records.write_text(folder / "table.md", markdown(header, rows, caption))
     picture = folder / "compare.png"
     picture_of.draw(

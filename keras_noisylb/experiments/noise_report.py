@@ -1,8 +1,6 @@
 """`noisylb report`: how the noise of one regime will be computed."""
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from keras_noisylb import data as data_sets
 from keras_noisylb.experiments import splits
@@ -10,6 +8,7 @@ from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import choose
 from keras_noisylb.reporting.report import report
+from noisylb.protocol.terminal import grid, print_table
 
 
 def network_of(options):
@@ -56,17 +55,15 @@ def show(options):
         raise CompareError(str(error)) from error
     console = Console()
     console.print(f"{regime.title(options)}: {options.model}, batch {options.large_batch_size}")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for name in ("layer", "variables", "statistic"):
-        table.add_column(name)
-    for name in ("exact", "MB", "work"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in result.rows:
-        exact = "yes" if row.exact else "no"
-        table.add_row(
-            row.layer, row.shapes, row.method, exact, f"{row.megabytes:.2f}", f"{row.work:.2f}"
+    rows = [
+        (
+            row.layer, row.shapes, row.method, "yes" if row.exact else "no",
+            f"{row.megabytes:.2f}", f"{row.work:.2f}",
         )
-    console.print(table)
+        for row in result.rows
+    ]  # fmt: skip
+    header = ("layer", "variables", "statistic", "exact", "MB", "work")
+    print_table(console, grid(header, rows, right=(3, 4, 5)))
     console.print(
         f"Whole step: {result.work:.2f} times the multiplications of the plain step, statistic of "
         f"{result.megabytes:.2f} MB."

@@ -24,6 +24,7 @@ from keras_noisylb.experiments.records import CompareError
 
 LOG = "log.txt"
 POLL = 0.5  # seconds
+BESIDE = 41  # columns of a line of progress beside its title
 DAY = 86_400
 
 
@@ -169,10 +170,11 @@ def work(runs, settings, console, jobs=1):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(10),
         TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
     )  # fmt: skip
+    room = console.width - BESIDE
     # An epoch can be longer than the half minute over which rich averages the speed.
     bars = Progress(
         *columns, console=console, disable=not console.is_terminal, speed_estimate_period=DAY
@@ -181,7 +183,8 @@ def work(runs, settings, console, jobs=1):
 
     def do(number, run):
         place = f"[{number}/{len(runs)}] {run.title}"
-        bar = bars.add_task(place, total=run.length)
+        title = place if len(place) <= room else place[: max(room - 1, 0)] + "…"
+        bar = bars.add_task(title, total=run.length)
 
         def watch(finished):
             done[number] = run.work * finished / run.length

@@ -1,8 +1,6 @@
 """The numbers of a comparison and their table."""
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from keras_noisylb.experiments.tables.text import shown
 from keras_noisylb.experiments.train import seconds_without_graphs
@@ -114,18 +112,3 @@ def caption(options, reported):
         "step/LB: median time of an update against LB's, of the updates with noise where there "
         "are any."
     )
-
-
-def for_terminal(header, rows, caption, width):
-    """The table for the terminal.
-
-    Returns:
-        A `rich.table.Table`.
-    """
-    table = Table(caption=caption, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.padding = (0, 1 if width > 90 else 0)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        table.add_row(*row)
-    return table
