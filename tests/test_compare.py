@@ -203,6 +203,35 @@ def test_a_folder_takes_more_seeds_and_regimes(finished, tmp_path, capsys):
     assert load(tmp_path / "run" / "config.json")["options"] == recorded
 
 
+def test_a_folder_takes_a_regime_with_a_rate_of_its_own(finished, tmp_path, monkeypatch):
+    config, reached = tmp_path / "run" / "config.json", []
+    monkeypatch.setattr(compare, "train_all", lambda *arguments: reached.append(1) or 1 / 0)
+
+    def call(regimes, rates):
+        before = config.read_bytes()
+        reached.clear()
+        with pytest.raises((ZeroDivisionError, compare.CompareError)) as caught:
+            compare.compare(dataclasses.replace(finished, regimes=regimes, learning_rate=rates))
+        assert reached or config.read_bytes() == before
+        return "" if reached else str(caught.value)
+
+    own = "sb=0.01,lb=0.01,lb-diagonal=0.02"
+    assert "learning_rate (there" in call("lb", "sb=0.01,lb=0.02")
+    assert "learning_rate (there" in call("lb-diagonal", "sb=0.02,lb=0.01")  # λ is matched to it
+    assert call("lb,lb-diagonal", own) == ""
+    recorded = load(config)["options"]
+    assert recorded["learning_rate"] == {"sb": 0.01, "lb": 0.01, "lb-diagonal": 0.02}
+    assert recorded["regimes"] == ["lb", "lb-diagonal"]
+    assert "learning_rate (there" in call("lb-diagonal", "0.01")
+    assert call("lb", "0.01") == ""
+    assert load(config)["options"] == recorded
+    assert call("lb-trace", "sb=0.01,lb=0.01,lb-trace=0.05,lb-diagonal=0.02") == ""
+    assert load(config)["options"]["learning_rate"] == {
+        **recorded["learning_rate"],
+        "lb-trace": 0.05,
+    }
+
+
 def test_divergence_is_reported_and_stops_no_other(tmp_path, capsys):
     chosen = options(tmp_path, regimes="sb,lb", learning_rate="sb=1e30,lb=0.01")
     summary = compare.compare(chosen)

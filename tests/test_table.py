@@ -239,9 +239,15 @@ def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, small_row, monkeypatc
 
 
 def test_why_a_process_ended():
-    assert "out" in process.reason(-9, io.BytesIO()) and "--num-microbatches" in process.reason(
-        -9, None
-    )
+    assert process.reason(-9, io.BytesIO(), "Buy some.").endswith("memory runs out. Buy some.")
+
+    def advice(regime, *arguments):
+        return execute.memory_advice(paper.RECIPES[f"mnist-mlp/{regime}"], *arguments)
+
+    assert advice("sb", None, 1) == "If so, use a machine with more memory."
+    assert advice("sb", 8, 2) == "If so, lower --jobs or use a machine with more memory."
+    assert advice("lb", None, 1).startswith("If so, give --num-microbatches 8 or")
+    assert advice("lb", 8, 1).startswith("If so, give --num-microbatches 16 or")
     assert (
         process.reason(1, io.BytesIO(b"Traceback\n  line\nValueError: bad\n\n"))
         == "ValueError: bad"

@@ -34,6 +34,25 @@ def check_first_update(options, regime, learning_rate, network, x):
     BatchSizeCheck(noisy, model, None).check(options.large_batch_size)
 
 
+def check_batches(options, regimes, num_examples):
+    """Check that there are enough examples for a batch.
+
+    Args:
+        options: the options of the run.
+        regimes: dictionary of name to `(regime, learning rate)`.
+        num_examples: number of training examples.
+
+    Raises:
+        ValueError: if a regime would silently train on batches of all examples.
+    """
+    large = any(regime.batch != "small" for regime, _ in regimes.values())
+    if large and options.large_batch_size > num_examples:
+        raise ValueError(
+            f"--large-batch-size received {options.large_batch_size}, expected at most the "
+            f"{num_examples} training examples. Lower --large-batch-size."
+        )
+
+
 def check_microbatches(recipes, number):
     """Check the number of microbatches of recipes, without their networks.
 

@@ -7,8 +7,9 @@ import time
 from rich.console import Console
 
 from keras_noisylb.experiments import estimate, folders, records, splits
-from keras_noisylb.experiments.checks import check_first_update
+from keras_noisylb.experiments.checks import check_batches, check_first_update
 from keras_noisylb.experiments.figures import comparison as picture_of
+from keras_noisylb.experiments.growth import GROWING
 from keras_noisylb.experiments.journal import finished_epochs
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.records import CompareError
@@ -20,7 +21,6 @@ from keras_noisylb.optimizer import check_placement
 from noisylb.protocol.terminal import grid, print_table
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
-GROWING = ("regimes", "seeds")  # each run is of one regime and one seed
 
 
 def prepare(options, problem=None):
@@ -56,25 +56,6 @@ def prepare(options, problem=None):
     except (ValueError, OSError) as error:
         raise CompareError(str(error)) from error
     return regimes, build, data, problem.identity(network), size
-
-
-def check_batches(options, regimes, num_examples):
-    """Check that there are enough examples for a batch.
-
-    Args:
-        options: the options of the run.
-        regimes: dictionary of name to `(regime, learning rate)`.
-        num_examples: number of training examples.
-
-    Raises:
-        ValueError: if a regime would silently train on batches of all examples.
-    """
-    large = any(regime.batch != "small" for regime, _ in regimes.values())
-    if large and options.large_batch_size > num_examples:
-        raise ValueError(
-            f"--large-batch-size received {options.large_batch_size}, expected at most the "
-            f"{num_examples} training examples. Lower --large-batch-size."
-        )
 
 
 def expected(folder, options, regimes, size, num_examples):

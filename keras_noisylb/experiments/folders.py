@@ -37,15 +37,16 @@ def alone(folder):
         lock.release()
 
 
-def open_folder(folder, options, uncompared, growing=()):
+def open_folder(folder, options, uncompared, growing=None):
     """Make the folder of a run, or check that the one found belongs to the same options.
 
     Args:
         folder: `pathlib.Path`.
         options: dictionary of the resolved options.
         uncompared: names of the options that may differ.
-        growing: names of the options that are lists of independent parts. Those that are new are
-            added to the record.
+        growing: dictionary of the names of options with independent parts, to functions of the
+            options in the folder and of these. They return the value with the parts of both, which
+            is recorded, or `None` if they disagree.
 
     Raises:
         CompareError: if the folder holds a run of other options, or of unknown ones; nothing in it
@@ -63,8 +64,9 @@ def open_folder(folder, options, uncompared, growing=()):
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = config["options"]
-        differing = records.differences(found, options, (*uncompared, *growing))
-        grown = {name: list(dict.fromkeys([*found[name], *options[name]])) for name in growing}
+        grown = {name: grow(found, options) for name, grow in (growing or {}).items()}
+        grown = {name: value for name, value in grown.items() if value is not None}
+        differing = records.differences(found, options, (*uncompared, *grown))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise unknown(f"{path} cannot be read", "the results beside it") from None
     if differing:

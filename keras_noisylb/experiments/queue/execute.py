@@ -21,6 +21,7 @@ from keras_noisylb.experiments import estimate, folders
 from keras_noisylb.experiments.checks import check_microbatches
 from keras_noisylb.experiments.queue.process import ask, process, reason
 from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import REGIMES
 
 LOG = "log.txt"
 POLL = 0.5  # seconds
@@ -121,6 +122,23 @@ def prepare(runs, say):
     return left
 
 
+def memory_advice(recipe, num_microbatches, jobs):
+    """How a run can do with less memory, in a sentence.
+
+    Args:
+        recipe: its `Recipe`.
+        num_microbatches: of each large batch, or `None`.
+        jobs: number of processes that share the machine.
+    """
+    ways = []
+    if REGIMES[recipe.regime].batch != "small":  # SB has no microbatches
+        ways.append(f"give --num-microbatches {2 * num_microbatches if num_microbatches else 8}")
+    if jobs > 1:
+        ways.append("lower --jobs")
+    ways.append("use a machine with more memory")
+    return f"If so, {' or '.join(ways)}."
+
+
 def train(run, settings, watch, stop, jobs):
     """Do one run in a process of its own.
 
@@ -141,7 +159,8 @@ def train(run, settings, watch, stop, jobs):
                 watch(run.done())
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     started.wait(POLL)
-        return reason(started.returncode, log) if started.returncode else None
+        advice = memory_advice(run.recipe, settings.get("num_microbatches"), jobs)
+        return reason(started.returncode, log, advice) if started.returncode else None
 
 
 def work(runs, settings, console, jobs=1):

@@ -74,16 +74,15 @@ def last_line(file):
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def reason(code, errors):
+def reason(code, errors, advice=""):
     """The reason why a process failed.
 
     Args:
         code: its exit code.
         errors: what it printed, a file opened for reading bytes.
+        advice: a sentence that says how it can do with less memory.
     """
     if code == -9:
-        return (
-            "its process was killed by signal 9, as the system does where memory runs out. If so, "
-            "give --num-microbatches 8 or more."
-        )
+        killed = "its process was killed by signal 9, as the system does where memory runs out."
+        return f"{killed} {advice}".rstrip()
     return last_line(errors) or f"its process ended with code {code}."
