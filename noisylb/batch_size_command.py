@@ -105,3 +105,8 @@ def batch_size(
         "confidence": confidence, "seed": seed,
     }  # fmt: skip
     work("batch_size", lambda module: module.show(options, **arguments), "the results")
+    data = f"--model {model} --dataset {dataset}"
+    typer.echo(
+        "Nothing was written. Next: try the advice with noisylb compare --small-batch-size "
+        f"{batch_size} --large-batch-size LARGER {data}"
+    )

@@ -92,6 +92,21 @@ def figure(
             text = f"{claim['claim']} Seen: {claim['seen']}. {claim['found']}"
             # Between words in a terminal, one line for each claim in a file.
             console.print(text, markup=False, soft_wrap=not console.is_terminal)
-        typer.echo(f"Picture and numbers: {output}/{module}.png, .svg, .json")
+        typer.echo(f"Results: {output}/{module}.png, .svg, .json")
 
     work("figures.make", make, output)
+    typer.echo(f"Next: {following(name, preset)}")
+
+
+def following(name, preset):
+    """What to do after a figure, in words.
+
+    Args:
+        name: of the figure.
+        preset: of its size.
+    """
+    minutes = FIGURES[name].minutes
+    if preset == "quick" and minutes and minutes["paper"] > minutes["quick"]:
+        return f"noisylb figure {name} --preset paper, with the paper's network and data"
+    names = list(FIGURES)
+    return f"noisylb figure {names[(names.index(name) + 1) % len(names)]}"

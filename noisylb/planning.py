@@ -59,8 +59,8 @@ def show_plan(execute, runs, jobs, console):
         rows.append((run.title, state, duration(needed) if needed else "–"))
     print_table(console, grid(("run", "done", "about"), rows, right=(1, 2)))
     console.print(
-        f"{len(runs)} runs, about {duration(seconds)} with --jobs {jobs} on {device}. Nothing was "
-        "trained.",
+        f"{len(runs)} runs, about {duration(seconds)} with --jobs {jobs} on {device}.\n"
+        "Nothing was trained or written. Next: the same command without --dry-run.",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,5 +1,6 @@
 """The command `regimes`."""
 
+import typer
 from rich.console import Console
 
 from noisylb.app import app, work
@@ -25,3 +26,4 @@ def regimes():
         print_table(Console(), grid(header, rows, right=(4,), caption=caption))
 
     work("regimes", show, "the list")
+    typer.echo("Next: noisylb report --regime NAME, or noisylb compare --regimes sb,lb,NAME")

@@ -10,9 +10,9 @@ from rich.console import Console
 from noisylb import planning
 from noisylb.app import app, fail, path, work
 from noisylb.protocol import recipe
-from noisylb.protocol.names import SEEDS_HELP, unknown
+from noisylb.protocol.names import SEEDS_HELP, nearest, unknown
 from noisylb.protocol.options import number_or_matched
-from noisylb.protocol.paper import PUBLISHED, RECIPES
+from noisylb.protocol.paper import PUBLISHED, RECIPES, TABLES
 from noisylb.protocol.recipe import SCALES, WHOLE
 from noisylb.protocol.terminal import grid, print_table
 
@@ -114,11 +114,12 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
                 str(cell.epochs), "–" if paper is None else f"{paper:.2f}",
             ))  # fmt: skip
         print_table(console, grid(header, rows, right=range(1, 6)))
+        typer.echo("Next: noisylb recipes RECIPE, with the source of each value")
         return
     if name not in RECIPES:
         fail(
             f"NAME received {name!r}, expected a row and a regime such as mnist-mlp/lb. "
-            "`noisylb recipes` lists them."
+            f"`noisylb recipes` lists them.{nearest(name, RECIPES)}"
         )
     cell = scale(RECIPES[name])
     sources = {source.field: str(source) for source in cell.sources}
@@ -128,6 +129,11 @@ def recipes(name: NAME = None, preset: PRESET = "paper"):
         if field not in {"row", "regime"}
     ]
     print_table(console, grid(("field", "value", "from"), rows, title=name))
+    number = (
+        "2" if name in {f"{row}/{r}" for row in TABLES["2"][0] for r in TABLES["2"][1]} else "3"
+    )
+    where = f"--rows {cell.row} --regimes {cell.regime} --preset {preset}"
+    typer.echo(f"Next: noisylb table {number} {where} --dry-run")
 
 
 @app.command(help="Train the cells of a table, each in a process of its own, and write the table.")
@@ -194,6 +200,10 @@ def table(
             execute, runs, settings, folder, console,
             lambda: report(form, number, words, runs, folder, console), jobs, yes,
         )  # fmt: skip
+        more = f"the same command with more --seeds adds runs to {output}"
+        if number == "small":
+            more = f"noisylb figure temperature --tables {output} draws them; {more}"
+        typer.echo(f"Next: {more}.")
 
     work("queue.execute", repeat, output)
 
@@ -258,4 +268,4 @@ def report(form, number, words, runs, folder, console):
     for name, group in itertools.groupby(cells, key=lambda row: row[0]):
         shown += [(name,), *((f"  {row[1]}", *row[2:]) for row in group)]
     print_table(console, grid(header[1:], shown, right=range(1, len(header) - 1), caption=words))
-    console.print(f"Table: {paths[0]} and {paths[1].name}", soft_wrap=True)
+    console.print(f"Results: {paths[0]}, {paths[1].name}, and a folder of each run", soft_wrap=True)

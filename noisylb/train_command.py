@@ -34,7 +34,7 @@ def run(module, job, values, options_class, **arguments):
     work(module, lambda found: getattr(found, job)(options, **arguments), options.output)
 
 
-def command(name, module, job, help_text, only=None, options_class=Options, **changes):
+def command(name, module, job, help_text, then, only=None, options_class=Options, **changes):
     """Add a command whose options are fields of a class.
 
     Args:
@@ -42,6 +42,7 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
         module: name of the module in `keras_noisylb.experiments` that it runs.
         job: name of the function of that module.
         help_text: its help.
+        then: what to do after it, with the names of fields in braces.
         only: names of the fields that it has; `None` for all.
         options_class: `Options` or `ReportOptions`.
         **changes: fields with another name, default or help, as `(flag, default, help)`.
@@ -52,6 +53,7 @@ def command(name, module, job, help_text, only=None, options_class=Options, **ch
         if trains:
             confirmed["confirm"] = functools.partial(planning.confirm, yes=values.pop("yes"))
         run(module, job, values, options_class, **confirmed)
+        typer.echo(f"Next: {then.format(**values)}")
 
     trains, parameters = job == "compare", []
     for field in dataclasses.fields(options_class):
@@ -87,12 +89,14 @@ command(
     "compare",
     "compare",
     "Train several regimes side by side for equal epochs: table, picture and records.",
+    "the same command with more --seeds or --regimes adds runs to {output}.",
 )
 command(
     "train",
     "compare",
     "compare",
     "Train one regime, with the options of `compare`.",
+    "the same command with more --seeds or another --regime adds runs to {output}.",
     regimes=("--regime", "lb-full-split", ONE_REGIME[2]),
     output=("--output", "results/train", "Folder of the results. Runs in it continue."),
 )
@@ -101,6 +105,7 @@ command(
     "noise_report",
     "show",
     "Say, layer by layer, how a regime's noise will be computed and what it costs. Trains nothing.",
+    "noisylb train --regime {regimes} --model {model} trains so. Nothing was written.",
     only=(
         "regimes", "model", "dataset", "large_batch_size", "small_batch_size", "normalization",
         "ghost_batch_size", "estimator", "fisher", "engine", "max_examples", "conv", "damping",

@@ -74,7 +74,8 @@ def tune(
         from keras_noisylb.experiments.tune import rates
 
         runs = rates.grid(number, size, output, rows, regimes, seeds, multiples)
-        return runs, lambda: report_rates(size, folder, console)
+        then = f"noisylb table {number} --preset {size.name} --rates {folder / 'tuned.json'}"
+        return runs, lambda: report_rates(size, folder, console), then
 
     def search():
         try:
@@ -84,15 +85,17 @@ def tune(
         from keras_noisylb.experiments.tune.search import searches
 
         runs = searches(number, size, output, rows, regimes, seeds, parts, trials)
-        return runs, lambda: report_trials(runs, console)
+        then = f"the same command with more --trials goes on in {folder}."
+        return runs, lambda: report_trials(runs, console), then
 
     def find(execute):
-        runs, report = rate_grid() if trials is None else search()
+        runs, report, then = rate_grid() if trials is None else search()
         execute.check(runs, settings, 1)
         if dry_run:
             planning.show_plan(execute, runs, 1, console)
         else:
             shared.do(execute, runs, settings, folder, console, report, yes=yes)
+            typer.echo(f"Next: {then}")
 
     try:
         wanted = "0.5,1,2" if factors is None else factors
@@ -133,7 +136,7 @@ def report_rates(scale, folder, console):
     print_table(
         console, grid(("recipe", "rate: accuracy", "best"), rows, right=(2,), caption=words)
     )
-    console.print(f"Rates: {path}", soft_wrap=True)
+    console.print(f"Results: {path}, and a folder of each run", soft_wrap=True)
 
 
 def report_trials(searches, console):
@@ -157,7 +160,7 @@ def report_trials(searches, console):
     if rows:
         words = (
             "Held-out accuracy in percent of the best trials, each at its best epoch. All trials: "
-            "search.json in the folder of the recipe."
+            "search.json in the folder of each recipe."
         )
         print_table(
             console, grid(("recipe", "accuracy", "values"), rows, right=(1,), caption=words)

@@ -50,16 +50,20 @@ finally:
         ("--momentum 1", "--momentum received 1.0"),
         ("--learning-rate fast", "--learning-rate received 'fast'"),
         ("--learning-rate sb=-1", "--learning-rate received 'sb=-1'"),
-        ("--learning-rate big=1", "--learning-rate received the regime 'big', expected one of sb"),
+        ("--learning-rate big=1", "--learning-rate received 'big', expected one of sb"),
         ("--noise-fraction nan", "--noise-fraction received nan"),
         ("--seeds 0", "--seeds received '0'"),
         ("--seeds 9999999999999", "--seeds received '9999999999999', expected at most 1000 seeds"),
         ("--seeds 1,1", "--seeds received '1,1'"),
         ("--regimes ,", "--regimes received ','"),
-        ("--regimes sb,huge", "--regimes received the regime 'huge', expected one of sb, lb"),
-        ("--model lenet5", "Unknown model 'lenet5'. Known models: "),
+        ("--regimes sb,huge", "--regimes received 'huge', expected one of sb, lb"),
+        ("--regimes sb,lb-diag", "batch-change. Did you mean lb-diagonal"),
+        ("--model LeNet5", "Did you mean lenet"),
+        ("--model x", "6n + 2. Change --model."),
         ("--dataset letters", "Unknown data set 'letters'. Known data sets: "),
-        ("--conv half", "--conv received 'half'"),
+        ("--dataset cifar", "in --data-dir. Did you mean cifar10 or cifar100?"),
+        ("--conv half", "--conv received 'half', expected exact or uncorrelated. Change --conv."),
+        ("--conv exakt", "expected exact or uncorrelated. Did you mean exact? Change --conv."),
         ("--estimator best", "--estimator received 'best'"),
         ("--damping 0", "--damping received 0.0"),
         ("--regimes multiplicative --placement update", "placement="),
@@ -89,6 +93,7 @@ def test_regimes_are_listed():
     for name, regime in REGIMES.items():
         (line,) = [line for line in result.output.splitlines() if line.split()[:1] == [name]]
         assert regime.title() in line and f"{regime.cost:g}" in line
+    assert result.output.splitlines()[-1].startswith("Next: noisylb report --regime NAME")
 
 
 def test_train_runs_one_regime(tmp_path):
@@ -98,6 +103,12 @@ def test_train_runs_one_regime(tmp_path):
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["lb-full-split-seed0"]
     assert "Epoch 1/1: " in result.output and "LB + full (split)" in result.output
+    found, then = result.output.splitlines()[-2:]
+    assert found.startswith(f"Results: {folder / 'table.md'}, compare.png")
+    assert (
+        then
+        == f"Next: the same command with more --seeds or another --regime adds runs to {folder}."
+    )
 
 
 def test_a_pipe_gets_one_line_an_epoch(tmp_path, monkeypatch):
@@ -147,6 +158,7 @@ def test_report_tells_layer_by_layer():
     assert result.exit_code == 0, result.output
     assert "Kronecker" in result.output and "work" in result.output
     assert "num_microbatches" not in result.output
+    assert "\nNext: noisylb train --regime lb-kfac --model lenet" in result.output
     result = invoke("report", "--regime", "lb")
     assert result.exit_code == 2 and "one regime with noise" in result.stderr
 

@@ -390,6 +390,9 @@ def test_command_says_what_is_seen(tmp_path):
     result = invoke("1", "--seeds", "4", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "perpendicular to the contours. Seen: partly. Angle between" in result.output
+    found, then = result.output.splitlines()[-2:]
+    assert found == f"Results: {tmp_path}/figure1.png, .svg, .json"
+    assert then == "Next: noisylb figure 2"
     written = json.loads((tmp_path / "figure1.json").read_text())
     assert written["command"] == "noisylb figure 1 --preset quick --seeds 4"
     assert list(written["numbers"]["seeds"]) == ["0", "1", "2", "3"]

@@ -266,7 +266,7 @@ def test_the_plan():
     listed = plan.plan("2", SCALES["paper"], "", rows="mnist-mlp", regimes="sb", seeds="0,4")
     assert [run.seeds for run in listed] == [(0,), (4,)]
     for arguments, words in (
-        ({"table": "4"}, "TABLE received '4', expected 2, 3 or small"),
+        ({"table": "4"}, "TABLE received '4', expected one of 2, 3, small"),
         ({"rows": "cifar10-vg16"}, "cifar100-resnet44x2. Did you mean cifar10-vgg16"),
         ({"regimes": ""}, "--regimes received ''"),
         ({"seeds": 0}, "--seeds received '0'"),

@@ -54,6 +54,10 @@ def test_the_best_rate_by_the_mean_over_the_seeds(tmp_path, trained):
     assert re.search(r"0\.005: 60\.00, 0\.01: 70\.00, 0\.02: diverged +0\.01 *\n", result.output)
     assert "0.02 (end)" in result.output and "widen --factors" in result.output
     assert len(trained) == 2 * 3 * 2
+    path = tmp_path / "tiny" / "tuned.json"
+    found, then = result.output.splitlines()[-2:]
+    assert found == f"Results: {path}, and a folder of each run"
+    assert then == f"Next: noisylb table 2 --preset tiny --rates {path}"
 
     again = run(tmp_path, "--seeds", "2")
     assert "12 runs, 12 of them finished before." in again.output and len(trained) == 12
@@ -108,6 +112,9 @@ def test_the_table_takes_the_rates(tmp_path, trained):
     assert [(r.regime, r.learning_rate) for r in trained] == [("lb", 0.02), ("lb-diagonal", 0.01)]
     assert [r.validation_fraction for r in trained] == [None, None]
     assert f"has no rate of {ROW}/lb-diagonal: the recipe's is taken." in result.output
+    found, then = result.output.splitlines()[-2:]
+    assert found.startswith(f"Results: {tmp_path / 'table' / 'tiny' / 'table2.md'}, table2.csv")
+    assert then == f"Next: the same command with more --seeds adds runs to {tmp_path / 'table'}."
     assert "as given by --rates" in (tmp_path / "table" / "tiny" / "table2.md").read_text()
 
 

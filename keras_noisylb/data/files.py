@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_noisylb.data.arrays import standardised
 from keras_noisylb.data.catalogue import names as known_names
+from noisylb.protocol.names import nearest
 
 HELD_OUT = 0.2  # fraction of the training set that is held out if there is no test set
 WHOLE, PARTS = {"x", "y"}, {"x_train", "y_train"}
@@ -77,6 +78,7 @@ def read_prepared(name, data_dir):
         raise ValueError(
             f"Unknown data set {name!r}. Known data sets: {', '.join(known_names())}; a file "
             "FILE.npz; or the name of a prepared TensorFlow Datasets copy in --data-dir."
+            f"{nearest(name, known_names())}"
         )
     train, test = prepared.read_supervised(name, data_dir)
     (x, y), shape = train, train[0].shape

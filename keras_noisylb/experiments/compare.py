@@ -148,7 +148,10 @@ def report(folder, options, regimes, results, reported, console):
         ],
         reported,
     )
-    console.print(f"Picture: {picture}   Table: {folder / 'table.md'}", soft_wrap=True)
+    words = (
+        f"Results: {folder / 'table.md'}, {picture.name}, summary.json, and a folder of each run"
+    )
+    console.print(words, soft_wrap=True, highlight=False)
     return summary
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from keras_noisylb import data, models
 from keras_noisylb.data import files
 from keras_noisylb.gradients.loss import call_model
+from noisylb.protocol.names import nearest
 
 OWN_OPTIONS = ("normalization", "ghost_batch_size", "l2")  # of models that have them
 KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
@@ -211,7 +212,13 @@ def named(options):
         OSError: if the data cannot be read.
     """
     own = ":" in options.model
-    function = imported(options.model) if own else models.get(options.model)
+    try:
+        function = imported(options.model) if own else models.get(options.model)
+    except ValueError as error:
+        if own:
+            raise
+        near = nearest(options.model, models.names())
+        raise ValueError(f"{error}.{near} Change --model.") from None
     return Problem(function, own, _examples(options))
 
 

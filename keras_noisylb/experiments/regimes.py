@@ -16,6 +16,7 @@ from keras_noisylb.noise import (
     Noise,
 )
 from keras_noisylb.schedules import matched_multiplier
+from noisylb.protocol.names import unknown
 from noisylb.protocol.options import Options
 
 FORMULAS = {"exact": "exact", "uncorrelated": "A.5"}  # for convolutions, of per-example squares
@@ -281,10 +282,7 @@ def choose(options):
     for flag, names in (("--regimes", options.regime_names), ("--learning-rate", rates)):
         for name in names:
             if name not in REGIMES:
-                raise ValueError(
-                    f"{flag} received the regime {name!r}, expected one of {', '.join(REGIMES)}. "
-                    f"Change {flag}."
-                )
+                raise unknown(flag, name, REGIMES)
     return {
         name: (
             REGIMES[name],

@@ -1,1 +1,4 @@
-"""What is trained, as plain data: options, recipes and sizes. Imports no Keras."""
+"""What commands and experiments share: options, recipes and sizes as plain data, names, tables.
+
+Imports no Keras.
+"""

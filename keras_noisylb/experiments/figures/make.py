@@ -6,6 +6,7 @@ import pathlib
 from keras_noisylb.experiments import folders, records
 from keras_noisylb.experiments.records import CompareError
 from noisylb.protocol.figures import FIGURES
+from noisylb.protocol.names import unknown
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
 
@@ -20,9 +21,7 @@ def module_of(name):
         CompareError: if there is no such figure.
     """
     if name not in FIGURES:
-        raise CompareError(
-            f"FIGURE received {name!r}, expected one of {', '.join(FIGURES)}. Choose one of them."
-        )
+        raise CompareError(str(unknown("FIGURE", name, FIGURES)))
     return importlib.import_module(f"keras_noisylb.experiments.figures.{FIGURES[name].module}")
 
 

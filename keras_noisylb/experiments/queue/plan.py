@@ -47,7 +47,7 @@ def cells(table, scale, rows=None, regimes=None, labels=None):
     if labels is not None:
         raise CompareError(f"--labels is an option of table small, not of {table}. Leave it out.")
     if table not in TABLES:
-        raise CompareError(f"TABLE received {table!r}, expected 2, 3 or small. Choose one of them.")
+        raise CompareError(str(names.unknown("TABLE", table, (*TABLES, "small"))))
     known_rows, known_regimes = TABLES[table]
     rows = chosen("--rows", rows, known_rows)
     regimes = chosen("--regimes", regimes, known_regimes)
