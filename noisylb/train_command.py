@@ -9,7 +9,7 @@ import typer
 
 from noisylb import planning
 from noisylb.app import app, fail, path, work
-from noisylb.protocol.options import Options, ReportOptions
+from noisylb.protocol.options import Options, ReportOptions, TrainOptions
 
 PATHS = ("dataset", "data_dir", "output")
 
@@ -21,7 +21,7 @@ def run(module, job, values, options_class, **arguments):
         module: name of a module in `keras_noisylb.experiments`.
         job: name of a function of that module, which receives the options.
         values: dictionary of the fields of the options.
-        options_class: `Options` or `ReportOptions`.
+        options_class: `Options` or a class with more of them.
         **arguments: further arguments of the function.
 
     Raises:
@@ -44,7 +44,7 @@ def command(name, module, job, help_text, then, only=None, options_class=Options
         help_text: its help.
         then: what to do after it, with the names of fields in braces.
         only: names of the fields that it has; `None` for all.
-        options_class: `Options` or `ReportOptions`.
+        options_class: `Options` or a class with more of them.
         **changes: fields with another name, default or help, as `(flag, default, help)`.
     """
 
@@ -53,9 +53,10 @@ def command(name, module, job, help_text, then, only=None, options_class=Options
         if trains:
             confirmed["confirm"] = functools.partial(planning.confirm, yes=values.pop("yes"))
         run(module, job, values, options_class, **confirmed)
-        typer.echo(f"Next: {then.format(**values)}")
+        if not values.get("task"):  # of several workers, the first has the results
+            typer.echo(f"Next: {then.format(**values)}")
 
-    trains, parameters = job == "compare", []
+    trains, parameters = job in {"compare", "train"}, []
     for field in dataclasses.fields(options_class):
         if only is not None and field.name not in only:
             continue
@@ -93,10 +94,11 @@ command(
 )
 command(
     "train",
-    "compare",
-    "compare",
-    "Train one regime, with the options of `compare`.",
+    "cluster",
+    "train",
+    "Train one regime, with the options of `compare`; also by several machines.",
     "the same command with more --seeds or another --regime adds runs to {output}.",
+    options_class=TrainOptions,
     regimes=("--regime", "lb-full-split", ONE_REGIME[2]),
     output=("--output", "results/train", "Folder of the results. Runs in it continue."),
 )

@@ -3,19 +3,16 @@
 What trains in several processes is slow: `pytest -m slow tests/test_multi_worker.py`.
 """
 
-import contextlib
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import worker_checks as checks
+from clusters import assert_ended, cluster, reserved_ports
 from oracle import on_devices, one_by_one
 from small_nets import CROSSENTROPY
 
@@ -24,51 +21,9 @@ from keras_noisylb.training import worker_callbacks, workers
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 
 
-@contextlib.contextmanager
-def reserved_ports(number):
-    """Ports that nobody else is given: the sockets stay open, and the workers share them."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for reserved in sockets:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(("", 0))
-        yield [str(reserved.getsockname()[1]) for reserved in sockets]
-
-
-@contextlib.contextmanager
-def cluster(number, command, folder):
-    """The processes of a cluster, which are ended with the block.
-
-    Args:
-        number: of workers.
-        command: of each, a script with "TASK" for the worker's number; the ports are added.
-        folder: for what they print, `printed-TASK`.
-    """
-    with reserved_ports(number) as ports, contextlib.ExitStack() as stack:
-        processes = []
-        for task in range(number):
-            arguments = [str(task) if part == "TASK" else part for part in command]
-            printed = stack.enter_context((folder / f"printed-{task}").open("w"))
-            process = subprocess.Popen(
-                [sys.executable, *arguments, *ports],
-                env={**os.environ, "TF_GRPC_REUSE_PORT": "1"},
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(process.kill)
-            processes.append(process)
-        yield processes
-
-
 def train(part, folder, number=2):
     """Workers that do a part of `worker.py`, not yet awaited."""
-    return cluster(number, [WORKER, "TASK", folder, part], folder)
-
-
-def assert_ended_well(processes, folder):
-    for task, process in enumerate(processes):
-        status = process.wait()
-        assert status == 0, (folder / f"printed-{task}").read_text()[-5000:]
+    return cluster(number, lambda task, ports: [WORKER, str(task), folder, part, *ports], folder)
 
 
 def assert_workers_agree_with(expected, folder, name, number=2):
@@ -106,7 +61,7 @@ def assert_noise_has_the_covariance_of_the_large_batch(updates, start):
 def test_two_workers_train_as_two_devices(tmp_path, float64):
     with train("CHECKS", tmp_path) as processes:
         expected = {name: check(on_devices(2)) for name, check in checks.CHECKS.items()}
-        assert_ended_well(processes, tmp_path)
+        assert_ended(processes, tmp_path)
     for name, arrays in expected.items():
         assert_workers_agree_with(arrays, tmp_path, name)
     assert len(set(expected["whole"]["history of loss"])) == 2
@@ -122,21 +77,40 @@ def test_two_workers_train_as_two_devices(tmp_path, float64):
         more.remove(operation)
     assert {kind for kind, _ in more} == {"CollectiveReduceV2"}
     assert sum(size for _, size in more) == gradients
-    different, unseeded = found["refused"]
+    several_steps, different, unseeded = found["refused"]
+    assert "`steps_per_execution` under MultiWorkerMirroredStrategy" in several_steps
     assert "must begin with the same state" in different and "worker 1: epoch 0" in different
     assert "keras.utils.set_random_seed" in unseeded
 
 
+def assert_is_named(folder, lost, told):
+    """A worker that was lost is named by another one."""
+    message = (folder / f"error-{told}.txt").read_text()
+    assert f"worker was lost: worker {lost} at localhost:" in message
+    assert "BackupAndRestore" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["SIGKILL-0", "SIGSTOP-0", "SIGSTOP-1"])
+def test_a_worker_that_fails_is_named(tmp_path, failure):
+    lost = int(failure[-1])
+    with train(failure, tmp_path, 3) as processes:
+        for told in {0, 1, 2} - {lost}:
+            processes[told].wait()
+            assert_is_named(tmp_path, lost, told)
+        # Only a frozen one is still there.
+        assert (processes[lost].poll() is None) == failure.startswith("SIGSTOP")
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_named_and_a_restart_goes_on(tmp_path, float64):
-    with train("killed", tmp_path) as processes:
+    with train("SIGKILL-1", tmp_path) as processes:
         whole = checks.backed_up(on_devices(2), tmp_path / "whole")
         for process in processes:
             process.wait()
-    message = (tmp_path / "error.txt").read_text()
-    assert "worker was lost: worker 1 at localhost:" in message and "BackupAndRestore" in message
+    assert_is_named(tmp_path, 1, 0)
     with train("resumed", tmp_path) as processes:
-        assert_ended_well(processes, tmp_path)
+        assert_ended(processes, tmp_path)
     steps = len(whole["steps"]) // checks.EPOCHS
     rest = {key: values[steps if key == "steps" else 1 :] for key, values in whole.items()}
     assert_workers_agree_with(rest, tmp_path, "resumed")
@@ -200,7 +174,7 @@ def test_keras_builds_models_by_the_method_that_is_replaced(monkeypatch):
 @pytest.mark.slow
 def test_keras_still_cannot_train_with_several_workers(tmp_path):
     script = pathlib.Path(__file__).parent.parent / "docs" / "upstream" / "multi_worker.py"
-    with cluster(2, [script, "TASK"], tmp_path) as processes:
+    with cluster(2, lambda task, ports: [script, str(task), *ports], tmp_path) as processes:
         for task, process in enumerate(processes):
             assert process.wait() != 0
             assert "PerReplica" in (tmp_path / f"printed-{task}").read_text()
@@ -212,6 +186,6 @@ def test_keras_still_cannot_train_with_several_workers(tmp_path):
 def test_every_noise_on_several_workers(tmp_path, float64, number):
     with train("MANY_CHECKS", tmp_path, number) as processes:
         expected = {name: check(on_devices(number)) for name, check in checks.MANY_CHECKS.items()}
-        assert_ended_well(processes, tmp_path)
+        assert_ended(processes, tmp_path)
     for name, arrays in expected.items():
         assert_workers_agree_with(arrays, tmp_path, name, number)

@@ -49,6 +49,39 @@ def test_keras_still_cannot_do_it(two_devices, option):
         train(two_devices, option)
 
 
+class Overwrite(keras.callbacks.Callback):
+    """Replaces the weights by their averages after every second update."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        updates = keras.ops.convert_to_numpy(self.model.optimizer.iterations)
+        if updates % 2 == 0:
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+
+
+def test_averages_overwrite_weights_in_a_callback(two_devices, rng, float64):
+    x, y = rng.standard_normal((40, 4)), rng.standard_normal((40, 3))
+    trained = []
+    for strategy, frequency, callbacks in (
+        (tf.distribute.get_strategy(), 2, []),
+        (two_devices, None, [Overwrite()]),
+        (two_devices, None, []),
+    ):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            sgd = keras.optimizers.SGD(
+                0.1, momentum=0.9, use_ema=True, ema_overwrite_frequency=frequency
+            )
+            model = nlb.NoisyModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+            model.compile(
+                nlb.NoisyOptimizer(sgd, nlb.Multiplicative(0.1), seed=0), "mse", run_eagerly=True
+            )
+        model.fit(x, y, batch_size=8, verbose=0, shuffle=False, callbacks=callbacks)
+        trained.append(model.get_weights())
+    for one, two, without in zip(*trained, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-9)
+        assert np.abs(without - one).max() > 1e-3
+
+
 def test_devices_with_unequal_numbers_of_examples(two_devices, rng):
     x, y = rng.standard_normal((14, 4)), rng.standard_normal((14, 3))
     trained = []

@@ -1,18 +1,14 @@
 """One worker of the tests: python tests/worker.py TASK FOLDER PART PORT PORT..."""
 
-import ctypes
 import json
 import os
 import pathlib
 import signal
 import sys
 
-# Whatever happens to the tests, nothing is left behind.
-signal.alarm(1200)
-if sys.platform == "linux":
-    PR_SET_PDEATHSIG = 1  # sent when the parent ends
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+from clusters import leave_nothing_behind
 
+leave_nothing_behind()
 task, folder, part, *ports = sys.argv[1:]
 folder = pathlib.Path(folder)
 os.environ["WORKER"] = task
@@ -38,12 +34,13 @@ def save(name, arrays):
     np.savez(folder / f"{name}-{task}.npz", **arrays)
 
 
-if part == "killed":
-    dies = [checks.DiesAt(epoch=1)] if task == "1" else []
+if part.startswith(("SIGKILL", "SIGSTOP")):
+    name, _, failing = part.partition("-")  # the signal, and the worker that gets it
+    fails = [checks.FailsAt(1, getattr(signal, name))] if task == failing else []
     try:
-        checks.backed_up(strategy, folder / "backup", *dies)
+        checks.backed_up(strategy, folder / "backup", *fails)
     except RuntimeError as error:
-        (folder / "error.txt").write_text(str(error))
+        (folder / f"error-{task}.txt").write_text(str(error))
 elif part == "resumed":
     save("resumed", checks.backed_up(strategy, folder / "backup"))
 else:

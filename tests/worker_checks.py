@@ -151,19 +151,19 @@ def collectives(strategy, noise, **options):
     )
 
 
-class DiesAt(keras.callbacks.Callback):
-    """Kills the process in the middle of an epoch."""
+class FailsAt(keras.callbacks.Callback):
+    """Sends the process a signal in the middle of an epoch."""
 
-    def __init__(self, epoch):
+    def __init__(self, epoch, number=signal.SIGKILL):
         super().__init__()
-        self.at = epoch
+        self.at, self.number = epoch, number
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
         if self.epoch == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 def backed_up(strategy, folder, *callbacks):
@@ -177,8 +177,12 @@ def backed_up(strategy, folder, *callbacks):
 
 
 def refused(strategy):
-    """What `fit` says where workers begin differently, and where they would shuffle differently."""
+    """What is said of several steps in one execution, and where workers begin differently."""
     worker, messages = int(os.environ["WORKER"]), []
+    try:
+        compiled(strategy, None, steps_per_execution=2)
+    except ValueError as error:
+        messages.append(str(error))
     model = compiled(strategy, None, run_eagerly=True)
     model.layers[0].set_weights([w + worker for w in model.layers[0].get_weights()])
     for options in ({"shuffle": False}, {}):

@@ -1,5 +1,6 @@
 """`noisylb compare`: trains every regime with every seed, then writes a table and a picture."""
 
+import contextlib
 import itertools
 import pathlib
 import time
@@ -88,7 +89,7 @@ def expected(folder, options, regimes, size, num_examples):
     return len(left), seconds(speed), speed.device
 
 
-def train_all(folder, options, regimes, build, data, say):
+def train_all(folder, options, regimes, build, data, say, scope=contextlib.nullcontext):
     """Train every regime with every seed.
 
     Args:
@@ -98,6 +99,7 @@ def train_all(folder, options, regimes, build, data, say):
         build: function without arguments that builds the network.
         data: the `Split`.
         say: function that prints a line.
+        scope: of a strategy, as in `train_run`.
 
     Returns:
         Dictionary of name to list of `(record, history)`.
@@ -110,7 +112,15 @@ def train_all(folder, options, regimes, build, data, say):
             batch, run = regime.batch_size(options), f"{regime.title(options)}, seed {seed}"
             say(f"[{number}/{total}] {run}: batch {batch}, rate {rate:g}")
             record, history = train_run(
-                folder / f"{name}-seed{seed}", build, regime, rate, options, seed, data, say
+                folder / f"{name}-seed{seed}",
+                build,
+                regime,
+                rate,
+                options,
+                seed,
+                data,
+                say,
+                scope=scope,
             )
             if record["diverged_epoch"] is not None:
                 say(f"{run}: diverged at epoch {record['diverged_epoch']}")
@@ -119,7 +129,7 @@ def train_all(folder, options, regimes, build, data, say):
     return results
 
 
-def report(folder, options, regimes, results, reported, console):
+def report(folder, options, regimes, results, console):
     """Write summary, table and picture, and show the table.
 
     Args:
@@ -127,12 +137,12 @@ def report(folder, options, regimes, results, reported, console):
         options: its options.
         regimes: dictionary of name to `(regime, learning rate)`.
         results: dictionary of name to list of `(record, history)`.
-        reported: what the accuracy was measured on.
         console: where it is shown.
 
     Returns:
         The summary.
     """
+    reported = "validation" if options.validation_fraction else "test"
     summary = table_of.summarize(regimes, results, options)
     records.write_json(folder / "summary.json", summary)
     header, rows = table_of.rows(summary, reported)
@@ -195,5 +205,4 @@ def compare(options, problem=None, confirm=None):
     with folders.alone(folder):
         folders.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED, GROWING)
         results = train_all(folder, options, regimes, build, data, say)
-        reported = "validation" if options.validation_fraction else "test"
-        return report(folder, options, regimes, results, reported, console)
+        return report(folder, options, regimes, results, console)

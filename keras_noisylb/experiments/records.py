@@ -99,19 +99,20 @@ def set_aside(path, why, say):
             return
 
 
-def differences(there, now, uncompared=()):
+def differences(there, now, uncompared=(), names=("there", "now")):
     """The differences between two dictionaries of options, in words.
 
     Args:
         there: the options in a folder.
         now: the options of this call.
         uncompared: names of the options that may differ.
+        names: of the two, in words.
 
     Returns:
         A string, empty where they agree.
     """
     return "; ".join(
-        f"{name} (there {there.get(name)!r}, now {now.get(name)!r})"
+        f"{name} ({names[0]} {there.get(name)!r}, {names[1]} {now.get(name)!r})"
         for name in dict.fromkeys([*now, *there])
         if name not in uncompared and there.get(name) != now.get(name)
     )

@@ -1,9 +1,11 @@
 """One regime with one seed: trained, or continued, in a folder of its own."""
 
+import contextlib
 import math
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_noisylb.experiments import records
 from keras_noisylb.experiments.journal import HISTORY, Journal, resume
@@ -89,6 +91,8 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
         )
     if regime.batch != "small" and (noise is not None or options.num_microbatches):
         model = NoisyModel(network, options.num_microbatches)
+    elif tf.distribute.has_strategy():
+        model = NoisyModel(network, 1)  # Keras' own model cannot be trained by several workers
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -97,7 +101,18 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
     return model, noise_steps
 
 
-def train_run(folder, build, regime, learning_rate, options, seed, data, say, callbacks=()):
+def train_run(
+    folder,
+    build,
+    regime,
+    learning_rate,
+    options,
+    seed,
+    data,
+    say,
+    callbacks=(),
+    scope=contextlib.nullcontext,
+):
     """Train one regime with one seed, continue it, or return its record if it is finished.
 
     Args:
@@ -111,6 +126,7 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
         say: function that prints a line.
         callbacks: further Keras callbacks. At the end of an epoch they are called before its
             checkpoint is written: after an interruption they see that epoch again, or none of it.
+        scope: function that gives the context in which the model is made: that of a strategy.
 
     Returns:
         Tuple `(record, history)` of dictionaries.
@@ -125,11 +141,12 @@ def train_run(folder, build, regime, learning_rate, options, seed, data, say, ca
     while history is None:  # at most twice: a damaged checkpoint may be loaded in part
         keras.backend.clear_session()
         keras.utils.set_random_seed(seed)
-        network = build()
-        model, noise_steps = compiled(
-            network, regime, learning_rate, options, len(data.x_train), seed
-        )
-        history = resume(model, folder, say)
+        with scope():
+            network = build()
+            model, noise_steps = compiled(
+                network, regime, learning_rate, options, len(data.x_train), seed
+            )
+            history = resume(model, folder, say)
     history["noise_steps"] = noise_steps
     done = len(history["epochs"])
     journal = Journal(folder, history, lambda size: data.batches(size, seed, options.augment))

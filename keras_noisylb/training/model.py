@@ -16,6 +16,7 @@ from keras_noisylb.gradients.stored import StoredStatistic
 from keras_noisylb.noise.base import positive_integer
 from keras_noisylb.optimizer import find, find_noisy
 from keras_noisylb.training.batch_check import BatchSizeCheck, LargestBatch
+from keras_noisylb.training.exchange import of_chief
 from keras_noisylb.training.multi_worker import MultiWorkerModel, averaged_by_keras
 from keras_noisylb.training.noise_end import NoiseEnd, check_noise_end
 from keras_noisylb.training.parameter_noise import ParameterNoise
@@ -23,7 +24,6 @@ from keras_noisylb.training.randomness import Draws, seed_states
 from keras_noisylb.training.step import Parts, Step
 from keras_noisylb.training.strategies import check_strategy, on_any_device
 from keras_noisylb.training.worker_callbacks import for_workers
-from keras_noisylb.training.workers import of_chief
 from keras_noisylb.types import AddLossReduction, Nested, Tensor
 
 

@@ -8,9 +8,13 @@ _INSTEAD = {
     "gradient_accumulation_steps": (
         "NoisyModel(num_microbatches=...) also makes large batches fit, on several devices too."
     ),
+    "ema_overwrite_frequency": (
+        "Leave it out, keep use_ema=True, and overwrite in a callback: "
+        "model.optimizer.finalize_variable_values(model.trainable_variables)."
+    ),
     "steps_per_execution": (
-        "It works with MirroredStrategy(cross_device_ops=tf.distribute.ReductionToOneDevice()); or "
-        "leave it out."
+        "It works with MirroredStrategy(cross_device_ops=tf.distribute.ReductionToOneDevice()), on "
+        "one machine; or leave it out."
     ),
 }
 

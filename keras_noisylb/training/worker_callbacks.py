@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_noisylb.training.exchange import of_all
 from keras_noisylb.training.workers import is_chief, several_workers
 
 
@@ -98,15 +99,12 @@ class SameStart(keras.callbacks.Callback):
         with self.strategy.scope():
             weights = zlib.crc32(b"".join(np.ravel(w).tobytes() for w in self.model.get_weights()))
             updates = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-            own = {"epoch": epoch, "updates": updates, "checksum of the weights": weights}
+            own = f"epoch {epoch}, updates {updates}, checksum of the weights {weights}"
             if self.shuffled:
-                own["random seed"] = _global_seed()
-            rows = self.strategy.gather(tf.constant([[*own.values()]], "int64"), axis=0).numpy()
-        if (rows != rows[0]).any():
-            found = "; ".join(
-                f"worker {number}: " + ", ".join(f"{k} {v}" for k, v in zip(own, row, strict=True))
-                for number, row in enumerate(rows.tolist())
-            )
+                own += f", random seed {_global_seed()}"
+            states = [state.decode() for state in of_all(self.strategy, own.encode())]
+        if len(set(states)) > 1:
+            found = "; ".join(f"worker {number}: {state}" for number, state in enumerate(states))
             raise ValueError(
                 "All workers must begin with the same state: load the same weights, give "
                 "BackupAndRestore a folder that all of them can read, and call "

@@ -100,11 +100,20 @@ def is_chief(strategy):
     return (resolver.task_type, resolver.task_id) == first
 
 
-def of_chief(strategy, number):
-    """The chief's number; all workers must call this together."""
-    if not several_workers(strategy):
-        return number
-    return int(strategy.gather(tf.constant([number], "int64"), axis=0)[0])
+class LostWorkerError(RuntimeError):
+    """A training that cannot go on without a worker that was lost.
+
+    Args:
+        names: of the lost workers, with their addresses.
+    """
+
+    def __init__(self, names):
+        super().__init__(
+            f"Training cannot go on, because a worker was lost: {names}. Start all workers again. "
+            "With a keras.callbacks.BackupAndRestore in a folder that all of them can read they "
+            "continue with the epoch that was interrupted."
+        )
+        self.names = names
 
 
 @contextlib.contextmanager
@@ -115,7 +124,7 @@ def lost_workers_named(strategy):
         strategy: the strategy of the model.
 
     Raises:
-        RuntimeError: if a worker was lost.
+        LostWorkerError: if a worker was lost.
     """
     try:
         yield
@@ -127,12 +136,10 @@ def lost_workers_named(strategy):
         found = re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", error.message)
         lost = {(job, int(index)) for job, index in found} & set(workers)
         lost -= {(resolver.task_type, resolver.task_id)}
+        if not lost and "CoordinationService" in error.message:  # which the chief runs
+            lost = {next(iter(workers))}
         names = ", ".join(f"{job} {n} at {workers[job, n]}" for job, n in sorted(lost))
-        raise RuntimeError(
-            f"Training cannot go on, because a worker was lost: {names or 'TensorFlow names none'}."
-            " Start all workers again. With a keras.callbacks.BackupAndRestore in a folder that "
-            "all of them can read they continue with the epoch that was interrupted."
-        ) from error
+        raise LostWorkerError(names or "TensorFlow names none") from error
 
 
 def check_not_started():
@@ -178,9 +185,8 @@ def meet(workers, own, timeout):
             if missing and time.monotonic() > deadline:
                 names = ", ".join(f"{job} {n} at {a}" for (job, n), a in missing.items())
                 raise TimeoutError(
-                    f"These workers cannot be reached after {timeout:g} seconds: {names}. Check "
-                    "that they run and have the same list of addresses, or pass a larger "
-                    "`timeout`."
+                    f"These workers cannot be reached after {timeout:g} seconds: {names}. "
+                    "Start them within this time, with the same list of addresses."
                 )
             time.sleep(0.2 if missing else 0)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -265,3 +266,59 @@ class ReportOptions(Options):
     memory: float | None = option(
         None, "GiB that a step may take. The report names the fewest --num-microbatches that fit."
     )
+
+
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """The options of `noisylb train`, which several workers can share.
+
+    Example:
+    ```python
+    TrainOptions(regimes="lb", workers="host1:2222,host2:2222", task=0)
+    ```
+    """
+
+    workers: str | None = option(
+        None,
+        "Train by several workers: their addresses, HOST:PORT,HOST:PORT. Start the same command "
+        "once for each, with its number as --task.",
+    )
+    task: int | None = option(
+        None, "Number of this worker in --workers. Worker 0 writes the results."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.workers is None:
+            if self.task is not None:
+                self.refuse("task", "none, or --workers too")
+            return
+        number = len(self.addresses)
+        if not all(map(is_address, self.addresses)) or len(set(self.addresses)) < number:
+            self.refuse("workers", "different addresses, as in host1:2222,host2:2222")
+        if self.task is None or not 0 <= self.task < number:
+            self.refuse("task", f"the number of this worker in --workers, from 0 to {number - 1}")
+
+    @property
+    def addresses(self):
+        """The addresses of the workers, in order; empty without `workers`."""
+        if self.workers is None:
+            return ()
+        return tuple(address.strip() for address in self.workers.split(","))
+
+    def resolved(self):
+        values = super().resolved()
+        del values["task"]
+        # Addresses may change when a training is continued, the number of workers may not.
+        values["workers"] = len(self.addresses) or None
+        return values
+
+
+def is_address(text):
+    """Whether a text is HOST:PORT; a host with colons is in brackets.
+
+    Args:
+        text: from the command line.
+    """
+    found = re.fullmatch(r"(?:\[[^\[\]\s]+\]|[^\[\]\s:]+):(\d{1,5})", text)
+    return found is not None and 0 < int(found[1]) < 2**16
