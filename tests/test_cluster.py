@@ -56,6 +56,25 @@ def test_the_same_cluster_in_the_environment():
     assert not experiments.is_same(json.dumps({**own, "task": {"type": "chief"}}), own)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError("These workers cannot be reached"), "These workers cannot be reached"),
+        (OSError(98, "Address already in use"), "Worker 1 cannot listen at b:2: "),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_refused(tmp_path, monkeypatch, error, words):
+    def fail(resolver):
+        assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+        assert resolver.cluster_spec().as_dict() == {"worker": ["a:1", "b:2"]}
+        raise error
+
+    monkeypatch.setattr(experiments, "multi_worker_strategy", fail)
+    result = invoke("train", *TWO, "--task", "1", "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2 and words in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_addresses_of_workers():
     options = TrainOptions(workers="host1:2222, [fe80::1]:65535", task=1)
     assert options.addresses == ("host1:2222", "[fe80::1]:65535")

@@ -30,7 +30,9 @@ def check_strategy(model, optimizer):
         ValueError: naming the option, and what to do.
     """
     strategy = model.distribute_strategy
-    name = type(strategy).__name__
+    several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    # TensorFlow's own name of this class is another one.
+    name = "MultiWorkerMirroredStrategy" if several_workers else type(strategy).__name__
     if strategy.num_replicas_in_sync == 1:
         return
     refused = {
