@@ -148,6 +148,13 @@ def test_version_stands_in_one_place():
             assert f'"{PROJECT["version"]}"' not in file.read_text(), file
 
 
+def test_changelog_and_citation_are_of_this_version():
+    version = PROJECT["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == version
+
+
 def test_every_package_is_distributed():
     listed = set(SETTINGS["tool"]["setuptools"]["packages"]) - {"keras_noisylb.models"}
     files = [f for top in ("keras_noisylb", "noisylb") for f in (ROOT / top).rglob("__init__.py")]
