@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -197,10 +197,11 @@ def matched_multiplier(
     small_batch_size: int,
     large_learning_rate: float,
     small_learning_rate: float,
+    scaling: Literal["linear", "square root"] = "linear",
 ) -> float:
     """The multiplier λ that gives a large batch with noise the temperature of the small batch.
 
-    With the same momentum in both trainings, their `noise_temperature` is equal for
+    For SGD with the same momentum in both trainings, their `noise_temperature` is equal for
 
         λ² = (η_S / (M_S η_L) - 1 / M_L) / (1 / M_S - 1 / M_L)
 
@@ -208,23 +209,36 @@ def matched_multiplier(
     η_L = η_S M_L / M_S, and for larger rates, λ is 0: the large batch has this temperature without
     noise. For square-root scaling, λ ≈ (M_S / M_L)^(1/4). For η_L below η_S, λ is larger than 1.
 
+    Adam and similar optimizers divide the gradient by its size. If the noise dominates this size,
+    they move like a diffusion with the temperature η √(1 / M + λ² (1 / M_S - 1 / M)) (Malladi et
+    al. 2022, https://arxiv.org/abs/2205.10287). It is equal in both trainings for
+
+        λ² = ((η_S / η_L)² / M_S - 1 / M_L) / (1 / M_S - 1 / M_L)
+
+    which is 0 for square-root scaling, η_L = η_S √(M_L / M_S), and for larger rates.
+
     Args:
         large_batch_size: M_L.
         small_batch_size: M_S.
         large_learning_rate: η_L, the largest rate of the training with the large batch.
         small_learning_rate: η_S, the largest rate of the training with the small batch.
+        scaling: the rule by which the learning rate of the optimizer follows the batch size:
+            `"linear"` for SGD, `"square root"` for Adam and similar optimizers.
 
     Returns:
         λ, for the `multiplier` of a noise.
 
     Raises:
-        ValueError: if a learning rate or batch size is not positive, or if M_S ≥ M_L.
+        ValueError: if a learning rate or batch size is not positive, if M_S ≥ M_L, or for another
+            `scaling`.
 
     Example:
     >>> round(matched_multiplier(4096, 128, large_learning_rate=0.1, small_learning_rate=0.1), 6)
     1.0
     >>> round(matched_multiplier(4096, 128, large_learning_rate=1.6, small_learning_rate=0.1), 3)
     0.18
+    >>> round(matched_multiplier(4096, 128, 0.002, 0.001, scaling="square root"), 3)
+    0.475
     """
     _positive(
         large_batch_size=large_batch_size,
@@ -233,7 +247,13 @@ def matched_multiplier(
         small_learning_rate=small_learning_rate,
     )
     _larger(large_batch_size, small_batch_size)
-    wanted = small_learning_rate / (small_batch_size * large_learning_rate) - 1 / large_batch_size
+    powers = {"linear": 1, "square root": 2}
+    if scaling not in powers:
+        raise ValueError(
+            f"`scaling` must be 'linear' or 'square root'. Received: scaling={scaling!r}"
+        )
+    ratio = (small_learning_rate / large_learning_rate) ** powers[scaling]
+    wanted = ratio / small_batch_size - 1 / large_batch_size
     return (max(wanted, 0.0) / (1 / small_batch_size - 1 / large_batch_size)) ** 0.5
 
 

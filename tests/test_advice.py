@@ -194,7 +194,7 @@ def test_datasets_functions_and_own_models(rng):
     assert found.late.num_batches == 10
     ratio = found.largest_batch_size / 6
     assert found.scaled_learning_rate == pytest.approx(0.01 * ratio**0.5)
-    assert found.multiplier is None and found.multiplier_interval is None
+    assert found.multiplier == 0  # the rate can follow the batch
     with pytest.raises(ValueError, match=r"cannot be copied.*no configuration.*function that"):
         nlb.advise(Own(2), data, **options)
 
@@ -232,6 +232,14 @@ def test_a_rate_that_cannot_follow():
     assert high == pytest.approx(nlb.matched_multiplier(8192, 128, 1.6, 0.1))
     assert "λ = 0.18 (0 to 0.22)" in str(advice)
     assert made(highest_rate=5.0).multiplier == 0
+
+
+def test_adam_matches_by_the_square_root():
+    advice = made(highest_rate=0.2, scaling="square root")
+    assert advice.scaled_learning_rate == pytest.approx(0.1 * 32**0.5)
+    expected = nlb.matched_multiplier(4096, 128, 0.2, 0.1, scaling="square root")
+    assert advice.multiplier == pytest.approx(expected)
+    assert f"λ = {expected:.2g} (" in str(advice)
 
 
 def test_a_large_batch_already():
@@ -279,7 +287,7 @@ def test_errors(options, message):
 def test_documented_example(problem, capsys):
     model, x, y = problem
     names = {"model": model, "loss": mse, "x_train": x, "y_train": y, "keras": keras}
-    names |= {"keras_noisylb": nlb, "DiagonalFisher": nlb.DiagonalFisher}
+    names |= {"keras_noisylb": nlb, "FullFisher": nlb.FullFisher}
     code = nlb.advise.__doc__.split("```python")[1].split("```")[0]
     exec("\n".join(line.strip() for line in code.splitlines()), names)
     assert names["noise"].multiplier == names["advice"].multiplier

@@ -68,7 +68,6 @@ finally:
         ("--damping 0", "--damping received 0.0"),
         ("--regimes multiplicative --placement update", "placement="),
         ("--regimes lb-diagonal --conv uncorrelated --engine vectorized_map", "engine="),
-        ("--optimizer adamw", "the match is known for sgd only"),
         (
             "--regimes sb,lb-diagonal --normalization batch --engine vectorized_map",
             "normalises every example by the whole batch",

@@ -94,6 +94,37 @@ def test_diagonal_noise_spreads_the_same_temperature():
     assert along[1][0] > 2 * along[0][0] and along[1][1] < 0.9 * along[0][1]
 
 
+def adam_variance(rate, multiplier, rng, runs=1000, updates=5000):
+    """The variance of a weight that Adam keeps near a minimum, and its standard error.
+
+    Written out by hand: a batch of `LARGE` examples, each with gradient noise of variance 1, plus
+    noise for a batch of `SMALL`.
+    """
+    variance = 1 / LARGE + multiplier**2 * (1 / SMALL - 1 / LARGE)
+    x, m, v, found = np.zeros(runs), np.zeros(runs), np.full(runs, variance), []
+    for update in range(updates):
+        gradient = 0.5 * x + variance**0.5 * rng.normal(size=runs)
+        m += 0.1 * (gradient - m)
+        v += 0.001 * (gradient**2 - v)
+        x -= rate * m / np.sqrt(v)
+        if update >= updates / 2:
+            found.append(np.mean(x**2))
+    blocks = np.mean(np.array_split(found, 4), axis=1)
+    return np.mean(blocks), np.std(blocks, ddof=1) / 2
+
+
+def test_adam_is_matched_by_the_square_root(rng):
+    rate = 0.001
+    small, small_error = adam_variance(rate, 1.0, rng)
+    for scaling, equal in (("square root", True), ("linear", False)):
+        matched = matched_multiplier(LARGE, SMALL, 1.5 * rate, rate, scaling=scaling)
+        large, large_error = adam_variance(1.5 * rate, matched, rng)
+        within = abs(large - small) < 4 * np.hypot(small_error, large_error) + 0.02 * small
+        assert within == equal
+    largest = sqrt_scaling(rate, LARGE, SMALL)
+    assert matched_multiplier(LARGE, SMALL, largest, rate, scaling="square root") == 0
+
+
 def test_limits():
     assert matched_multiplier(4096, 128, 0.1, 0.1) == pytest.approx(1)
     assert matched_multiplier(4096, 128, 3.2, 0.1) == matched_multiplier(4096, 128, 9.0, 0.1) == 0
@@ -127,6 +158,10 @@ def test_limits():
         (lambda: noise_temperature(0.1, 128, momentum=1.0), "`momentum` must be at least 0 and"),
         (lambda: matched_multiplier(128, 4096, 0.1, 0.1), "small 4096, large 128"),
         (lambda: matched_multiplier(4096, 128, 0.1, -0.1), "`small_learning_rate` must be a"),
+        (
+            lambda: matched_multiplier(4096, 128, 0.1, 0.1, scaling="root"),
+            "'square root'. Received",
+        ),
         (lambda: Quadratic([[1.0]], [[1.0]]).stationary_covariance(0.1, 1.0), "`momentum` must be"),
     ],
 )

@@ -137,7 +137,7 @@ def advised(model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
     advice = assert_type(nlb.advise(model, x, y, batch_size=64, highest_rate="measure"), Advice)
     assert_type(advice.largest_batch_size, int)
     assert_type(advice.late, diagnostics.CriticalBatchSize)
-    assert_type(advice.multiplier, float | None)
+    assert_type(advice.multiplier, float)
     rows = nlb.compare(models.LeNet, (x, y), None, learning_rate={"sb": 0.1}, multiplier="matched")
     assert_type(rows["lb"], dict[str, Any])
     assert_type(nlb.matched_multiplier(4096, 128, 1.6, small_learning_rate=0.1), float)

@@ -68,19 +68,17 @@ class Advice:
         return self._possible(self.largest_batch_size)
 
     @property
-    def multiplier(self) -> float | None:
+    def multiplier(self) -> float:
         """λ of the noise to add at `largest_batch_size` and `advised_learning_rate`.
 
-        0 if noise is not worth adding; `None` for optimizers other than SGD.
+        0 if noise is not worth adding.
         """
         return self.matched(self.largest_batch_size, self.advised_learning_rate)
 
     @property
-    def multiplier_interval(self) -> tuple[float, float] | None:
+    def multiplier_interval(self) -> tuple[float, float]:
         """λ for the batch sizes at the ends of `interval`."""
-        if self.scaling != "linear":
-            return None
-        low, high = (self.matched(size, self._possible(size)) or 0.0 for size in self.interval)
+        low, high = (self.matched(size, self._possible(size)) for size in self.interval)
         return low, high
 
     def scaled(self, batch_size: int) -> float:
@@ -92,7 +90,7 @@ class Advice:
         rule = linear_scaling if self.scaling == "linear" else sqrt_scaling
         return rule(self.learning_rate, batch_size, self.batch_size)
 
-    def matched(self, batch_size: int, learning_rate: float) -> float | None:
+    def matched(self, batch_size: int, learning_rate: float) -> float:
         """λ that gives a large batch the noise temperature of the batch in use.
 
         It is `schedules.matched_multiplier`.
@@ -102,14 +100,17 @@ class Advice:
             learning_rate: learning rate of the large batch.
 
         Returns:
-            λ; 0 if the batch is not larger than the one in use; `None` for optimizers other than
-            SGD.
+            λ; 0 if the batch is not larger than the one in use.
         """
-        if self.scaling != "linear":
-            return None
         if batch_size <= self.batch_size:
             return 0.0
-        return matched_multiplier(batch_size, self.batch_size, learning_rate, self.learning_rate)
+        return matched_multiplier(
+            batch_size,
+            self.batch_size,
+            learning_rate,
+            self.learning_rate,
+            scaling=self.scaling,
+        )
 
     def __str__(self) -> str:
         return "\n".join([*self.measured(), "", *self.advised()])
@@ -154,10 +155,8 @@ class Advice:
             f"Learning rate: {self.learning_rate:.4g} by {root} scaling is {scaled:.4g}"
             + ("." if rate == scaled else f", but at most {rate:.4g} works."),
         ]
-        if self.scaling != "linear":
-            return [*lines, "Noise: its temperature is a theory of SGD, so there is no matched λ."]
         if self.multiplier:
-            low, high = self.multiplier_interval or (0.0, 0.0)
+            low, high = self.multiplier_interval
             lines.append(
                 f"Noise: worth adding, because the rate cannot follow the batch: λ = "
                 f"{self.multiplier:.2g} ({low:.2g} to {high:.2g})."

@@ -87,17 +87,12 @@ class Regime:
         if self.make_noise is None:
             return None
         if options.multiplier == "matched":
-            if options.optimizer != "sgd":
-                raise ValueError(
-                    f"--multiplier received 'matched' with --optimizer {options.optimizer}, but "
-                    "the match is known for sgd only, expected a number. Give --multiplier 1 or "
-                    "less."
-                )
             multiplier = matched_multiplier(
                 options.large_batch_size,
                 options.small_batch_size,
                 learning_rate,
                 options.learning_rates["sb"],
+                scaling="linear" if options.optimizer == "sgd" else "square root",
             )
             options = dataclasses.replace(options, multiplier=multiplier)
         return self.make_noise(dataclasses.replace(options, **self.fixed))
