@@ -82,6 +82,8 @@ def batch_size(
     for flag, number in (("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         if not 0 < number < float("inf"):
             fail(f"{flag} received {number!r}, expected a positive number. Change {flag}.")
+    if not 0 <= seed < 2**32:
+        fail(f"--seed received {seed}, expected an integer from 0 to 2^32 - 1. Change --seed.")
     try:
         if highest_rate not in {None, "measure"}:
             highest_rate = float(highest_rate)

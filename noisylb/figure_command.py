@@ -11,7 +11,7 @@ from noisylb import planning
 from noisylb.app import app, fail, path, work
 from noisylb.planning import duration
 from noisylb.protocol.figures import FIGURES, PRESETS, FigureSetup
-from noisylb.protocol.names import SEEDS_HELP, unknown
+from noisylb.protocol.names import SEEDS_HELP, counted, unknown
 
 TABLES = FigureSetup.tables
 
@@ -78,7 +78,7 @@ def figure(
     minutes = FIGURES[name].minutes.get(preset)
     if minutes and not pathlib.Path(output, f"{module}.json").exists():
         count = len(options.seed_list)
-        what = f"Figure {name}, preset {preset}, {count} seeds on 2 CPU cores"
+        what = f"Figure {name}, preset {preset}, {counted(count, 'seed')} on 2 CPU cores"
         planning.confirm(what, 60 * minutes * count, yes)
     command = f"noisylb figure {name} --preset {preset} --seeds {seeds}"
     if tables != TABLES:

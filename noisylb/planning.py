@@ -5,6 +5,7 @@ import sys
 import typer
 
 from noisylb.app import fail
+from noisylb.protocol.names import counted
 from noisylb.protocol.terminal import grid, print_table
 
 LONG = 1800  # seconds from which on a command asks before it begins
@@ -59,7 +60,7 @@ def show_plan(execute, runs, jobs, console):
         rows.append((run.title, state, duration(needed) if needed else "–"))
     print_table(console, grid(("run", "done", "about"), rows, right=(1, 2)))
     console.print(
-        f"{len(runs)} runs, about {duration(seconds)} with --jobs {jobs} on {device}.\n"
+        f"{counted(len(runs), 'run')}, about {duration(seconds)} with --jobs {jobs} on {device}.\n"
         "Nothing was trained or written. Next: the same command without --dry-run.",
         highlight=False,
         soft_wrap=True,

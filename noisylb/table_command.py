@@ -10,7 +10,7 @@ from rich.console import Console
 from noisylb import planning
 from noisylb.app import app, fail, path, work
 from noisylb.protocol import recipe
-from noisylb.protocol.names import SEEDS_HELP, nearest, unknown
+from noisylb.protocol.names import SEEDS_HELP, counted, nearest, unknown
 from noisylb.protocol.options import number_or_matched
 from noisylb.protocol.paper import PUBLISHED, RECIPES, TABLES
 from noisylb.protocol.recipe import SCALES, WHOLE
@@ -229,7 +229,8 @@ def do(execute, runs, settings, folder, console, report, jobs=1, yes=False):
     unfinished = [run for run in runs if not run.finished()]
     if unfinished:
         _, seconds, device = execute.expected(unfinished, jobs)
-        planning.confirm(f"{len(unfinished)} runs with --jobs {jobs} on {device}", seconds, yes)
+        what = f"{counted(len(unfinished), 'run')} with --jobs {jobs} on {device}"
+        planning.confirm(what, seconds, yes)
     execute.check_data(runs, settings)
     with folders.alone(folder):
         left = execute.prepare(runs, typer.echo)

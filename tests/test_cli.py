@@ -175,3 +175,18 @@ def test_report_names_the_microbatches_that_fit():
     result = invoke("report", "--memory", "-1")
     assert result.exit_code == 2 and "`memory` must" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--seed -1", "--seed received -1, expected an integer from 0"),
+        ("--batch-size 0", "--batch-size received 0"),
+        ("--learning-rate nan", "--learning-rate received nan"),
+        ("--highest-rate high", "--highest-rate received 'high', expected a number or measure"),
+    ],
+)
+def test_bad_options_of_batch_size_are_refused_in_one_line(arguments, words):
+    result = invoke("batch-size", *arguments.split())
+    assert result.exit_code == 2 and words in result.stderr
+    assert result.stderr.count("\n") == 1

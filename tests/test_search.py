@@ -51,7 +51,7 @@ def test_a_search_from_the_command_line(tmp_path, small_row):
     assert not list(tmp_path.glob("**/checkpoint*"))
 
     again = tune(tmp_path, *wanted, "--trials", "1")
-    assert "1 runs, 1 of them finished before." in again.output and shown in again.output
+    assert "1 run, 1 of them finished before." in again.output and shown in again.output
     plan = tune(tmp_path, *wanted, "--trials", "3", "--dry-run")
     assert "1 of 3 trials" in plan.output
     other = tune(tmp_path, *wanted, "--trials", "3", "--parts", "momentum")

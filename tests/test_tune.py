@@ -158,6 +158,9 @@ def test_refusals(tmp_path, small_row):
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     path = tmp_path / "rates.json"
+    for place, why in ((path, "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(CompareError, match=f"--rates received {place}, which cannot be.*{why}"):
+            rates.read(place)
     for text in ("", "{}", '{"rates": 1}', '{"rates": {"mnist-mlp/lb": -1}}', "[]"):
         path.write_text(text)
         with pytest.raises(CompareError, match="--rates received"):

@@ -19,6 +19,7 @@ from keras_noisylb.experiments.tables import comparison as table_of
 from keras_noisylb.experiments.tables.text import markdown
 from keras_noisylb.experiments.train import train_run
 from keras_noisylb.optimizer import check_placement
+from noisylb.protocol.names import counted
 from noisylb.protocol.terminal import grid, print_table
 
 UNCOMPARED = ("output", "data_dir", "quiet")  # they do not change a result
@@ -201,7 +202,7 @@ def compare(options, problem=None, confirm=None):
     if confirm is not None:
         number, seconds, device = expected(folder, options, regimes, size, len(data.x_train))
         if number:
-            confirm(f"{number} runs on {device}", seconds)
+            confirm(f"{counted(number, 'run')} on {device}", seconds)
     with folders.alone(folder):
         folders.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED, GROWING)
         results = train_all(folder, options, regimes, build, data, say)

@@ -25,6 +25,20 @@ def nearest(name, known):
     return f" Did you mean {' or '.join(by_letters[one] for one in near)}?" if near else ""
 
 
+def counted(number, noun):
+    """A number of things in words.
+
+    Args:
+        number: how many.
+        noun: what, in the singular.
+
+    Example:
+    >>> counted(1, "run"), counted(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def unknown(flag, name, known):
     """The error for a name that does not exist.
 

@@ -5,7 +5,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 WIDEST = 10_000
-LONGEST = 30  # letters of a word, such as a path, that is not broken
+LONGEST = 40  # letters of a word, such as a path, that is not broken
 
 
 def grid(header, rows, right=(), **options):

@@ -22,6 +22,7 @@ from keras_noisylb.experiments.checks import check_microbatches
 from keras_noisylb.experiments.queue.process import ask, process, reason
 from keras_noisylb.experiments.records import CompareError
 from keras_noisylb.experiments.regimes import REGIMES
+from noisylb.protocol.names import counted
 
 LOG = "log.txt"
 POLL = 0.5  # seconds
@@ -118,7 +119,7 @@ def prepare(runs, say):
     for run in runs:
         folders.open_folder(run.folder, run.config, ())
     left = [run for run in runs if run.record(say) is None]
-    say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before.")
+    say(f"{counted(len(runs), 'run')}, {len(runs) - len(left)} of them finished before.")
     return left
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from dataclasses import dataclass
 
@@ -168,11 +169,18 @@ def read(path):
         Dictionary of recipe name to learning rate.
 
     Raises:
-        CompareError: if it has none.
-        OSError: if it cannot be read.
+        CompareError: if it has none, or cannot be read.
     """
     try:
-        rates = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["rates"]
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise CompareError(
+            f"--rates received {path}, which cannot be read: {reason}. `noisylb tune` writes such "
+            "a file. Change --rates."
+        ) from None
+    try:
+        rates = json.loads(text)["rates"]
         if not all(0 < float(rate) < math.inf for rate in rates.values()):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
