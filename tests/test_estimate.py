@@ -12,7 +12,7 @@ from test_table import REGIMES, ROW, small, small_row, table  # noqa: F401 -- a 
 from typer.testing import CliRunner
 
 from keras_noisylb import models
-from keras_noisylb.experiments import compare, estimate
+from keras_noisylb.experiments import compare, estimate, folders
 from keras_noisylb.experiments.estimate import LENET, Size, Speed, in_parallel, training
 from keras_noisylb.experiments.queue import execute, jobs, plan
 from keras_noisylb.experiments.queue.run import Run
@@ -149,6 +149,14 @@ def test_a_long_command_needs_yes(tmp_path, slow_machine, command):
     assert "about" in result.stderr and "Give --yes to begin." in result.stderr
     assert result.stderr.count("\n") == 1
     assert f"[{number}/{number}]" in call("--yes").output
+
+
+def test_a_folder_of_another_run_is_refused_before_the_question(tmp_path, slow_machine):
+    folders.open_folder(tmp_path / "tiny" / ROW / "lb-seed0", {"epochs": 1}, ())
+    for arguments in ((), ("--dry-run",)):
+        result = table(tmp_path, *arguments)
+        assert result.exit_code == 2 and "holds a run of other options" in result.stderr
+        assert "about" not in result.output.replace(result.stderr, "")
 
 
 def test_a_question_in_a_terminal(monkeypatch, capsys):

@@ -198,12 +198,13 @@ def compare(options, problem=None, confirm=None):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     regimes, build, data, identity, size = prepare(options, problem)
-    folder = pathlib.Path(options.output)
+    folder, values = pathlib.Path(options.output), {**options.resolved(), **identity}
+    folders.check_folder(folder, values, UNCOMPARED, GROWING)
     if confirm is not None:
         number, seconds, device = expected(folder, options, regimes, size, len(data.x_train))
         if number:
             confirm(f"{counted(number, 'run')} on {device}", seconds)
     with folders.alone(folder):
-        folders.open_folder(folder, {**options.resolved(), **identity}, UNCOMPARED, GROWING)
+        folders.open_folder(folder, values, UNCOMPARED, GROWING)
         results = train_all(folder, options, regimes, build, data, say)
         return report(folder, options, regimes, results, console)

@@ -37,36 +37,35 @@ def alone(folder):
         lock.release()
 
 
-def open_folder(folder, options, uncompared, growing=None):
-    """Make the folder of a run, or check that the one found belongs to the same options.
+def check_folder(folder, options, uncompared, growing=None):
+    """Check that a folder is empty, or belongs to the same options. Changes nothing.
 
     Args:
         folder: `pathlib.Path`.
         options: dictionary of the resolved options.
         uncompared: names of the options that may differ.
         growing: dictionary of the names of options with independent parts, to functions of the
-            options in the folder and of these. They return the value with the parts of both, which
-            is recorded, or `None` if they disagree.
+            options in the folder and of these. They return the value with the parts of both, or
+            `None` if they disagree.
+
+    Returns:
+        Its `config.json` with the options of both; `None` where nothing is there.
 
     Raises:
-        CompareError: if the folder holds a run of other options, or of unknown ones; nothing in it
-            is changed.
+        CompareError: if the folder holds a run of other options, or of unknown ones.
     """
     path = folder / "config.json"
-    options = json.loads(json.dumps(records.plain(options)))
     if not path.exists():
         for name in RESULTS:
             for found in (*folder.glob(name), *folder.glob(f"*-seed*/{name}")):
                 raise unknown(f"{path} is missing", found)
-        folder.mkdir(parents=True, exist_ok=True)
-        records.write_json(path, {"options": options, "versions": records.versions()})
-        return
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["options"]
-        grown = {name: grow(found, options) for name, grow in (growing or {}).items()}
+        found, now = config["options"], plain_options(options)
+        grown = {name: grow(found, now) for name, grow in (growing or {}).items()}
         grown = {name: value for name, value in grown.items() if value is not None}
-        differing = records.differences(found, options, (*uncompared, *grown))
+        differing = records.differences(found, now, (*uncompared, *grown))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise unknown(f"{path} cannot be read", "the results beside it") from None
     if differing:
@@ -74,8 +73,34 @@ def open_folder(folder, options, uncompared, growing=None):
             f"{folder} holds a run of other options: {differing}. "
             "Choose another --output, or repeat that run's options to continue it."
         )
-    if records.differences(found, {**found, **grown}):
-        records.write_json(path, {**config, "options": {**found, **grown}})
+    return {**config, "options": {**found, **grown}}
+
+
+def plain_options(options):
+    """Options as JSON gives them back."""
+    return json.loads(json.dumps(records.plain(options)))
+
+
+def open_folder(folder, options, uncompared, growing=None):
+    """Make the folder of a run, or check that the one found belongs to the same options.
+
+    Args:
+        folder: `pathlib.Path`.
+        options: dictionary of the resolved options.
+        uncompared: names of the options that may differ.
+        growing: as for `check_folder`; what is new is recorded.
+
+    Raises:
+        CompareError: if the folder holds a run of other options, or of unknown ones; nothing in it
+            is changed.
+    """
+    path, config = folder / "config.json", check_folder(folder, options, uncompared, growing)
+    if config is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = records.versions()
+        records.write_json(path, {"options": plain_options(options), "versions": versions})
+    elif config != json.loads(path.read_text(encoding="utf-8")):
+        records.write_json(path, config)
     else:
         write_probe(folder)
 

@@ -68,7 +68,7 @@ def expected(runs, jobs=1):
 
 
 def check(runs, settings, jobs):
-    """Check the unfinished runs before anything is written, but for their data.
+    """Check runs and their folders before anything is written, but for the data.
 
     Args:
         runs: list of `Run`.
@@ -80,6 +80,8 @@ def check(runs, settings, jobs):
     """
     if jobs < 1:
         raise CompareError(f"--jobs received {jobs}, expected 1 or more. Change --jobs.")
+    for run in runs:
+        folders.check_folder(run.folder, run.config, ())
     try:
         recipes = [run.recipe for run in runs if not run.finished()]
         check_microbatches(recipes, settings.get("num_microbatches"))
