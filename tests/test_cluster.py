@@ -136,9 +136,9 @@ def test_two_workers_train_as_one_process(tmp_path, float64):
     for one, two in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-7, atol=1e-9)
     first, second = ((tmp_path / f"printed-{task}").read_text() for task in range(2))
-    assert "Epoch 2/2" in first and "Picture: " in first
+    assert "Epoch 2/2" in first and "Results: " in first
     assert "Worker 1 of 2 has finished. Worker 0 at localhost:" in second
-    assert not any(word in second for word in ("Epoch", "Picture", "Next"))
+    assert not any(word in second for word in ("Epoch", "Results", "Next"))
 
 
 @pytest.mark.slow
