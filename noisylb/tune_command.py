@@ -9,6 +9,8 @@ from rich.console import Console
 from noisylb import planning
 from noisylb import table_command as shared
 from noisylb.app import app, fail, work
+from noisylb.protocol.names import unknown
+from noisylb.protocol.paper import TABLES
 from noisylb.protocol.terminal import grid, print_table
 
 FACTORS = Annotated[
@@ -65,6 +67,8 @@ def tune(
     size, console = shared.scale_named(preset), Console()
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
     folder = pathlib.Path(output) / size.name
+    if number not in TABLES:
+        fail(unknown("TABLE", number, TABLES))
     if trials is not None and factors is not None:
         fail("--factors belongs to the grid of rates, --trials to a search. Give one of them.")
     if trials is None and parts is not None:

@@ -177,6 +177,14 @@ def test_report_names_the_microbatches_that_fit():
     assert result.stderr.count("\n") == 1
 
 
+def test_the_option_is_named_as_it_was_given():
+    for command in ("train", "report"):
+        result = invoke(command, "--regime", "lb-ful")
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert "--regime received 'lb-ful'" in result.stderr and "Change --regime." in result.stderr
+        assert "--regime received ','" in invoke(command, "--regime", ",").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

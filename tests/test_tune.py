@@ -157,6 +157,8 @@ def test_refusals(tmp_path, small_row):
         assert result.exit_code == 2 and "--factors received" in result.stderr, factors
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    result = CliRunner().invoke(app, ["tune", "small"])
+    assert result.exit_code == 2 and "TABLE received 'small', expected one of 2, 3" in result.stderr
     path = tmp_path / "rates.json"
     for place, why in ((path, "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(CompareError, match=f"--rates received {place}, which cannot be.*{why}"):

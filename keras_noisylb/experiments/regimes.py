@@ -274,7 +274,7 @@ def choose(options):
         ValueError: for a name that is not in `REGIMES`.
     """
     rates = options.learning_rates
-    for flag, names in (("--regimes", options.regime_names), ("--learning-rate", rates)):
+    for flag, names in ((options.regimes_flag, options.regime_names), ("--learning-rate", rates)):
         for name in names:
             if name not in REGIMES:
                 raise unknown(flag, name, REGIMES)

@@ -132,6 +132,8 @@ class Options:
     output: str = option("results/compare", "Folder of the results. Runs in it continue.")
     quiet: bool = option(False, "Show no progress bars.")
 
+    regimes_flag = "--regimes"  # no field
+
     def __post_init__(self):
         for name, lowest in (
             ("large_batch_size", 1),
@@ -202,7 +204,7 @@ class Options:
         Raises:
             ValueError: always.
         """
-        flag = "--" + name.replace("_", "-")
+        flag = self.regimes_flag if name == "regimes" else "--" + name.replace("_", "-")
         raise ValueError(
             f"{flag} received {getattr(self, name)!r}, expected {expected}."
             f"{nearest(str(getattr(self, name)), choices)} Change {flag}."
@@ -263,6 +265,7 @@ class ReportOptions(Options):
     ```
     """
 
+    regimes_flag = "--regime"
     memory: float | None = option(
         None, "GiB that a step may take. The report names the fewest --num-microbatches that fit."
     )
@@ -278,6 +281,7 @@ class TrainOptions(Options):
     ```
     """
 
+    regimes_flag = "--regime"
     workers: str | None = option(
         None,
         "Train by several workers: their addresses, HOST:PORT,HOST:PORT. Start the same command "
