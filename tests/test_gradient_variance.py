@@ -258,7 +258,7 @@ def test_progress_is_shown_unless_asked_not_to(capsys, problem):
 def test_documented_examples(problem, capsys):
     model, x, y = problem
     names = {"model": model, "loss": mse, "x_train": np.tile(x, (140, 1))}
-    names |= {"y_train": np.tile(y, (140, 1)), "DiagonalFisher": nlb.DiagonalFisher}
+    names |= {"y_train": np.tile(y, (140, 1)), "FullFisher": nlb.FullFisher}
     for function in (gradient_variance, critical_batch_size):
         names[function.__name__] = function
         code = function.__doc__.split("```python")[1].split("```")[0]

@@ -183,7 +183,10 @@ def test_microbatches_keep_the_ghosts_of_the_batch(ghosts, size, num_microbatche
     assert_ghosts_are_kept(model, computed(model, num_microbatches), size, num_microbatches, rng)
 
 
-@pytest.mark.parametrize(("jit_compile", "sizes"), [(False, (23, 24, 17, 9, 5)), (True, (23,))])
+@pytest.mark.parametrize(
+    ("jit_compile", "sizes"),
+    [(False, (23, 24, 17, 9, 5)), pytest.param(True, (23,), marks=pytest.mark.slow)],
+)
 def test_ghosts_are_kept_in_a_graph_for_any_batch(jit_compile, sizes, float64, rng):
     model = keras.Sequential([
         keras.Input((5,)), L.Reshape((5, 1)), L.Dense(2), nlb.GhostBatchNormalization(4),

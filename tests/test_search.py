@@ -85,6 +85,7 @@ def test_rates_that_diverge_do_not_end_a_search(tmp_path, small_row):
     assert all("diverged" in trial.reason for trial in found)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_search_and_is_no_result(tmp_path, small_row, monkeypatch):
     recipe = dataclasses.replace(tiny("lb"), epochs=1)
 
@@ -196,7 +197,7 @@ def test_refusals(tmp_path, small_row):
     for arguments, message in (
         (("--trials", "0"), "--trials received 0, expected 1 or more"),
         (("--trials", "2", "--parts", "sigma"), "of which small-mlp/lb has none"),
-        (("--trials", "2", "--parts", "epochs"), "--parts received 'epochs', expected names of"),
+        (("--trials", "2", "--parts", "epochs"), "--parts received 'epochs', expected one of"),
         (("--trials", "2", "--factors", "1"), "Give one of them"),
         (("--parts", "momentum"), "Give --trials 20, say"),
     ):
