@@ -19,6 +19,7 @@ from keras_noisylb.experiments.regimes import REGIMES, choose
 from keras_noisylb.experiments.tables import small as small_table
 from keras_noisylb.experiments.tables.text import to_csv
 from noisylb.main import app
+from noisylb.protocol.options import Options
 from noisylb.protocol.recipe import WHOLE, Recipe
 from noisylb.protocol.small import POINTS, RESNET8, SMALL, heated
 
@@ -84,6 +85,17 @@ def test_matched_is_the_multiplier_at_the_rate_of_the_regime():
         values = {**vars(options), "multiplier": "matched"}
         noise = REGIMES[recipe.regime].noise(type(options)(**values), rate)
         assert noise.multiplier == matched_multiplier(512, 32, rate, 0.1)
+
+
+def test_matched_with_adamw_is_by_the_square_root():
+    noisy = [r for r in POINTS["cifar10-lenet-adamw"] if r.multiplier is not None]
+    for recipe in noisy:
+        values = {**vars(recipe.options(0)), "multiplier": "matched"}
+        noise = REGIMES[recipe.regime].noise(Options(**values), recipe.learning_rate)
+        rates = recipe.learning_rate, recipe.small_learning_rate
+        expected = matched_multiplier(2048, 32, *rates, scaling="square root")
+        assert noise.multiplier == expected == pytest.approx(recipe.multiplier, abs=0.005)
+    assert len(noisy) == 2
 
 
 def test_temperatures_of_recipes():

@@ -69,7 +69,7 @@ def seed_list(seeds):
         raise CompareError(str(error)) from None
 
 
-def heated(recipe, multiplier):
+def with_multiplier(recipe, multiplier):
     """A recipe with another strength of its noise, and a label that says so.
 
     Args:
@@ -117,7 +117,7 @@ def plan(
     recipes = []
     for recipe in cells(table, scale, rows, regimes, labels):
         rate = rates.get(recipe.name, recipe.learning_rate)
-        recipe = heated(recipe, multiplier)
+        recipe = with_multiplier(recipe, multiplier)
         small = recipe.small_learning_rate
         recipe = dataclasses.replace(
             recipe,
