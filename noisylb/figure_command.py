@@ -40,7 +40,8 @@ def figure(
         str,
         typer.Option(
             help="quick: bundled data, ResNet8; paper: as published (ResNet44, CIFAR-10, "
-            "4096/128). The times of FIGURE are those of one seed on 2 CPU cores."
+            "4096/128). The times of FIGURE are for one seed on 2 CPU cores; those of paper are "
+            "estimated."
         ),
     ] = "quick",
     seeds: Annotated[str, typer.Option(help=SEEDS_HELP)] = "3",

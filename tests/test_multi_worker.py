@@ -77,8 +77,9 @@ def test_two_workers_train_as_two_devices(tmp_path, float64):
         more.remove(operation)
     assert {kind for kind, _ in more} == {"CollectiveReduceV2"}
     assert sum(size for _, size in more) == gradients
-    several_steps, different, unseeded = found["refused"]
+    several_steps, xla, different, unseeded = found["refused"]
     assert "`steps_per_execution` under MultiWorkerMirroredStrategy" in several_steps
+    assert "`jit_compile` under MultiWorkerMirroredStrategy" in xla
     assert "must begin with the same state" in different and "worker 1: epoch 0" in different
     assert "keras.utils.set_random_seed" in unseeded
 

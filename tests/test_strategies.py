@@ -10,6 +10,8 @@ import tensorflow as tf
 from oracle import on_devices
 
 import keras_noisylb as nlb
+from keras_noisylb.training.randomness import Draws
+from keras_noisylb.training.step import Step
 
 UPSTREAM = pathlib.Path(__file__).parent.parent / "docs" / "upstream"
 
@@ -31,7 +33,6 @@ def two_devices():
 REFUSED = [
     ("gradient_accumulation_steps", {"gradient_accumulation_steps": 2}, {}),
     ("ema_overwrite_frequency", {"use_ema": True, "ema_overwrite_frequency": 2}, {}),
-    ("jit_compile", {}, {"jit_compile": True}),
 ]
 
 
@@ -42,7 +43,7 @@ def test_what_keras_cannot_do_is_refused(two_devices, option, of_optimizer, of_c
     compiled(tf.distribute.get_strategy(), of_optimizer, **of_compile)
 
 
-@pytest.mark.parametrize("option", [option for option, *_ in REFUSED])
+@pytest.mark.parametrize("option", [*(option for option, *_ in REFUSED), "jit_compile"])
 def test_keras_still_cannot_do_it(two_devices, option):
     train = runpy.run_path(str(UPSTREAM / "mirrored_strategy.py"))["train"]
     with pytest.raises((RuntimeError, tf.errors.InvalidArgumentError)):
@@ -96,6 +97,52 @@ def test_devices_with_unequal_numbers_of_examples(two_devices, rng):
         trained.append(model.get_weights())
     for one, two in zip(*trained, strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def no_chance(draws, shape, dtype):
+    """In place of random numbers, which XLA draws in another way."""
+    return tf.reshape(tf.sin(1 + tf.cast(tf.range(tf.reduce_prod(shape)), dtype)), shape)
+
+
+@pytest.mark.parametrize(
+    ("noise", "num_microbatches"),
+    [
+        pytest.param(None, None, marks=pytest.mark.slow),
+        (nlb.DiagonalFisher(2), None),
+        (nlb.FullFisher(2, estimator="split"), 2),
+        pytest.param(nlb.KroneckerFactored(2, update_every=2), None, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A NoisyModel with the optimizer")
+def test_each_device_compiles_its_part_of_the_step(
+    two_devices, noise, num_microbatches, rng, float64, monkeypatch
+):
+    monkeypatch.setattr(Draws, "normal", no_chance)
+    monkeypatch.setattr(Draws, "signs", no_chance)
+    x, y = rng.standard_normal((24, 4)), rng.standard_normal((24, 3))
+    programs, program = [], Step.compiled
+    monkeypatch.setattr(
+        Step, "compiled", lambda *arguments: programs.append(1) or program(*arguments)
+    )
+    trained = []
+    for jit_compile in (False, True):
+        assert not programs
+        keras.utils.set_random_seed(0)
+        with two_devices.scope():
+            network = keras.Sequential([
+                keras.Input((4,)), keras.layers.Dense(4), nlb.GhostBatchNormalization(4),
+                keras.layers.Dense(3, kernel_regularizer="l2"),
+            ])  # fmt: skip
+            model = nlb.NoisyModel(network, num_microbatches)
+            optimizer = keras.optimizers.SGD(0.1)
+            if noise is not None:
+                optimizer = nlb.NoisyOptimizer(optimizer, noise, noise_steps=2, seed=0)
+            model.compile(optimizer, "mse", metrics=["mae"], jit_compile=jit_compile)
+        history = model.fit(x, y, batch_size=8, verbose=0, shuffle=False).history
+        trained.append([*model.get_weights(), *history.values()])
+    assert programs
+    for one, two in zip(*trained, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12)
 
 
 def test_several_steps_per_execution(two_devices, rng):

@@ -177,12 +177,13 @@ def backed_up(strategy, folder, *callbacks):
 
 
 def refused(strategy):
-    """What is said of several steps in one execution, and where workers begin differently."""
+    """What is said of options that are refused, and where workers begin differently."""
     worker, messages = int(os.environ["WORKER"]), []
-    try:
-        compiled(strategy, None, steps_per_execution=2)
-    except ValueError as error:
-        messages.append(str(error))
+    for option in ({"steps_per_execution": 2}, {"jit_compile": True}):
+        try:
+            compiled(strategy, None, **option)
+        except ValueError as error:
+            messages.append(str(error))
     model = compiled(strategy, None, run_eagerly=True)
     model.layers[0].set_weights([w + worker for w in model.layers[0].get_weights()])
     for options in ({"shuffle": False}, {}):

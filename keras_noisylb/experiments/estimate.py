@@ -67,7 +67,8 @@ class Speed:
     device: str
 
 
-# `measure` on two cores of a server with nothing else running, the median of three; the start of `jobs`.
+# `measure` on two cores of a server with nothing else running: the median of three. The start is
+# that of `queue.jobs`.
 REFERENCE = Speed(0.0016, 1e-4, 0.33, 3.8, "2 CPU cores, not measured on this machine")
 
 

@@ -84,6 +84,7 @@ class NoisyModel(MultiWorkerModel):
         self._monitors: list[keras.metrics.Metric] = []
         self._evaluates = False
         self._warned = False
+        self._compiles_each_device = False
 
     def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         return call_model(self.model, inputs, training)
@@ -103,6 +104,11 @@ class NoisyModel(MultiWorkerModel):
             while hasattr(inner, "inner_optimizer"):
                 inner = inner.inner_optimizer
             check_strategy(self, inner)
+        several_devices = self.distribute_strategy.num_replicas_in_sync > 1
+        # Keras would compile the step of all devices as one program.
+        self._compiles_each_device = several_devices and self.jit_compile is True
+        if self._compiles_each_device:
+            self.jit_compile = False
         if noisy is not None:
             noisy.seed = of_chief(self.distribute_strategy, noisy.seed)
         if noisy is not None and noisy.noise.update_every > 1:
@@ -203,7 +209,8 @@ class NoisyModel(MultiWorkerModel):
         noisy = find_noisy(self.optimizer)
         if noisy is None and not self.num_microbatches and not self._monitors:
             self._warn_of_plain_training()
-            return super().train_step(data)
+            if not self._compiles_each_device:
+                return super().train_step(data)
         # Eager `train_on_batch` passes NumPy arrays unconverted.
         data = keras.tree.map_structure(
             lambda a: tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a, data
@@ -267,8 +274,9 @@ class NoisyModel(MultiWorkerModel):
             "num_microbatches": self.num_microbatches or 1,
             "monitored": bool(self._monitors),
         }
+        run = Step.compiled if self._compiles_each_device else Step.run
         if noisy is None:
-            return Step(target, batch, None, parts, None, None, **options).run(None, None)
+            return run(Step(target, batch, None, parts, None, None, **options), None, None)
         check_noise_end(noisy)
         noisy.has_statistics = True
         draws = Draws(tf.stack([noisy.seed, tf.cast(noisy.micro_steps, "int32")]))
@@ -290,10 +298,10 @@ class NoisyModel(MultiWorkerModel):
             **options,
         )
         if stored is None:
-            return step.run(noise_on, tf.constant(True))
+            return run(step, noise_on, tf.constant(True))
         is_due = stored.is_due(noisy.iterations)
         step = dataclasses.replace(step, stored=stored.value, stored_unit=stored.unit)
-        outcome = step.run(noise_on, is_due)
+        outcome = run(step, noise_on, is_due)
         measured = tf.logical_and(noise_on, is_due)
         stored.keep(outcome.stored, measured, noisy.iterations, parts.unit)
         return outcome

@@ -58,6 +58,36 @@ class Outcome:
     stored: object
 
 
+class Tensors:
+    """An `Outcome` as a flat list of tensors, which branches and programs can return.
+
+    All functions of one object must return outcomes of the same structure.
+    """
+
+    def of(self, function):
+        """A function that returns the tensors of the outcome of `function`."""
+
+        def tensors():
+            outcome = function()
+            masks = keras.tree.map_structure(mask_of, outcome.y_pred)
+            self.variables = [variable for variable, _ in outcome.state]
+            values = [value for _, value in outcome.state]
+            outcome = dataclasses.replace(outcome, state=values)
+            leaves = [getattr(outcome, f.name) for f in dataclasses.fields(outcome)], masks
+            pack, self.unpack = packing(leaves)
+            return pack(leaves)
+
+        return tensors
+
+    def outcome(self, tensors):
+        """The `Outcome` whose tensors these are."""
+        values, masks = self.unpack(tensors)
+        outcome = Outcome(*values)
+        state = list(zip(self.variables, outcome.state, strict=True))
+        y_pred = with_masks(outcome.y_pred, masks)
+        return dataclasses.replace(outcome, state=state, y_pred=y_pred)
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """The computation of one batch on one device.
@@ -101,39 +131,25 @@ class Step:
         if self.noise is None:
             return self._without_noise()
         statistic = STATISTICS.make(self.noise, self.objective.model, self.batch.x)
-        found = []
-
-        def flat(function):
-            def branch():
-                outcome = function()
-                masks = keras.tree.map_structure(mask_of, outcome.y_pred)
-                variables = [v for v, _ in outcome.state]
-                values = [value for _, value in outcome.state]
-                structure = (dataclasses.replace(outcome, state=values), masks, variables)
-                found.append(structure)
-                return packing(leaves(structure))[0](leaves(structure))
-
-            return branch
-
-        def leaves(structure):
-            outcome, masks, _ = structure
-            return [getattr(outcome, f.name) for f in dataclasses.fields(outcome)], masks
+        tensors = Tensors()
+        without = tensors.of(self._without_noise)
 
         def without_noise():
             if self.stored is None:
-                return flat(self._without_noise)()
-            with_stored = flat(lambda: self._with_noise(statistic, PlainStep()))
-            return tf.cond(noise_on, with_stored, flat(self._without_noise))
+                return without()
+            with_stored = tensors.of(lambda: self._with_noise(statistic, PlainStep()))
+            return tf.cond(noise_on, with_stored, without)
 
-        measured = flat(lambda: self._with_noise(statistic, statistic))
+        measured = tensors.of(lambda: self._with_noise(statistic, statistic))
         on = noise_on if self.stored is None else tf.logical_and(noise_on, fresh)
         # A distribution strategy allows no assignment and no reduction in a branch.
-        packed = tf.cond(on, measured, without_noise)
-        values, masks = packing(leaves(found[0]))[1](packed)
-        outcome = Outcome(*values)
-        state = list(zip(found[0][2], outcome.state, strict=True))
-        y_pred = with_masks(outcome.y_pred, masks)
-        return dataclasses.replace(outcome, state=state, y_pred=y_pred)
+        return tensors.outcome(tf.cond(on, measured, without_noise))
+
+    def compiled(self, noise_on, fresh):
+        """`run` as a program that XLA compiles for this device."""
+        tensors = Tensors()
+        program = tensors.of(lambda: self.run(noise_on, fresh))
+        return tensors.outcome(tf.function(program, jit_compile=True, autograph=False)())
 
     def _with_noise(self, statistic, measured):
         computed, found, moments = self._compute(measured)

@@ -43,7 +43,7 @@ def check_strategy(model, optimizer):
             and not _reduces_by_copies(strategy)
             and model.steps_per_execution
         ),
-        "jit_compile": model.jit_compile is True,
+        "jit_compile": several_workers and model.jit_compile is True,
     }
     for option, value in refused.items():
         if value:

@@ -9,7 +9,7 @@ from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.quadratic import noise_factor
 
 SIZES = {"quick": {}, "paper": {}}
-MINUTES = {"quick": 0.1, "paper": 0.1}  # of one seed on two CPU cores, roughly
+MINUTES = {"quick": 0.1, "paper": 0.1}  # a seed on two CPU cores; paper: estimated
 EXAMPLES, SMALL, SIGMA, STEP_SIZE = 512, 8, 0.1, 0.5
 CURVATURES, ANGLE, TARGET_NOISE, EXCESS_LOSS = (1.0, 0.1), np.pi / 6, 0.3, 0.5
 SHOWN, MEASURED = 8, 64  # points of one contour

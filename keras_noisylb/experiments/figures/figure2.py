@@ -13,7 +13,7 @@ from keras_noisylb.experiments.regimes import REGIMES
 
 # Epochs of SB after which the network is frozen, and gradients of each regime.
 SIZES = {"quick": {"partly": 3, "draws": 24}, "paper": {"partly": 20, "draws": 100}}
-MINUTES = {"quick": 2, "paper": 360}  # of one seed on two CPU cores, roughly
+MINUTES = {"quick": 0.7, "paper": 360}  # a seed on two CPU cores; paper: estimated
 NAMES = (
     "lb", "sb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
     "lb-diagonal-a5",

@@ -13,7 +13,7 @@ SIZES = {
     "quick": {"updates": 240, "every": 8, "rate": 0.1},
     "paper": {"updates": 6000, "every": 12, "rate": 1.6},
 }
-MINUTES = {"quick": 4, "paper": 16_000}  # of one seed on two CPU cores, roughly
+MINUTES = {"quick": 4, "paper": 16_000}  # a seed on two CPU cores; paper: estimated
 NAMES = (
     "sb", "lb", "lb-full", "lb-full-split", "lb-true", "lb-diagonal", "lb-diagonal-split",
     "lb-diagonal-a5",

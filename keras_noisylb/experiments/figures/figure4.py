@@ -6,7 +6,7 @@ from keras_noisylb.experiments.figures.style import claim, grid_of_axes
 from keras_noisylb.quadratic import Quadratic, noise_factor
 
 SIZES = {"quick": {"runs": 1000}, "paper": {"runs": 1000}}  # of each seed
-MINUTES = {"quick": 0.1, "paper": 0.1}  # of one seed on two CPU cores, roughly
+MINUTES = {"quick": 0.1, "paper": 0.1}  # a seed on two CPU cores; paper: estimated
 HESSIAN = ((2.0, 1.5), (1.5, 2.0))
 STEP_SIZE, STEPS, EVERY = 0.1, 500, 10
 SHOWN = 81  # points of the mean loss, which hardly changes afterwards

@@ -20,7 +20,7 @@ SIZES = {
         "fisher_examples": 1024,
     },
 }
-MINUTES = {"quick": 2, "paper": 850}  # of one seed on two CPU cores, roughly
+MINUTES = {"quick": 0.5, "paper": 850}  # a seed on two CPU cores; paper: estimated
 NORMS = ("full", "diagonal", "trace")
 LOOKS = {"full": ("#D55E00", "--", "s"), "diagonal": ("#0072B2", "-", "o")}
 
