@@ -64,6 +64,8 @@ class NoisyModel(MultiWorkerModel):
     ```
     """
 
+    jit_compile: bool  # a property of Keras
+
     def __init__(
         self,
         model: keras.Model,

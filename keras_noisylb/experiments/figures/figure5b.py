@@ -13,7 +13,7 @@ from keras_noisylb.experiments.regimes import REGIMES
 
 # Examples that the Hessian is of.
 SIZES = {"quick": {"hessian_examples": 1024}, "paper": {"hessian_examples": 4096}}
-MINUTES = {"quick": 4, "paper": 5400}  # a seed on two CPU cores; paper: estimated
+MINUTES = {"quick": 3, "paper": 5400}  # a seed on two CPU cores; paper: estimated
 NAMES = ("lb", "lb-diagonal", "lb-diagonal-split", "lb-diagonal-a5", "sb")
 TOLERANCE = 1e-2  # of an eigenvalue; seeds differ by more
 
