@@ -21,7 +21,7 @@ from keras_noisylb.experiments.tables.text import to_csv
 from noisylb.main import app
 from noisylb.protocol.options import Options
 from noisylb.protocol.recipe import WHOLE, Recipe
-from noisylb.protocol.small import POINTS, RESNET8, SMALL, heated
+from noisylb.protocol.small import POINTS, RESNET8, SMALL, TRIALS, heated
 
 LABELS = "rate0.4,rate0.4-lambda0.5-part0.5"
 
@@ -66,11 +66,17 @@ def test_recipes_can_be_trained():
             assert noise.multiplier == recipe.multiplier
 
 
-def test_the_search_is_the_same_effort_for_every_regime():
-    found = {}
-    for recipe in POINTS["cifar10-small-search"]:
-        found.setdefault((recipe.regime, recipe.conv), []).append(recipe)
-    assert {len(recipes) for recipes in found.values()} == {8} and len(found) == 9
+@pytest.mark.parametrize("row", ["cifar10-small-search", "cifar10-lenet-search"])
+def test_a_search_that_is_stopped_is_the_same_effort_for_every_regime(row):
+    recipes, trials = POINTS[row], []
+    for start in range(0, len(recipes), 9):
+        trials.append({(recipe.regime, recipe.conv) for recipe in recipes[start : start + 9]})
+    assert all(trial == trials[0] for trial in trials)
+    assert len(trials) == TRIALS == 6 and len(trials[0]) == 9
+    assert "part1" not in "".join(r.label for r in recipes if r.regime == "batch-change")
+
+
+def test_multipliers_of_a_search_are_matched():
     matched = matched_multiplier(512, 32, 0.4, RESNET8["small_learning_rate"])
     assert heated(RESNET8, 0.4, 1) == pytest.approx(matched, abs=0.005)
     assert heated(RESNET8, 3.2, 1) == 0 < heated(RESNET8, 3.2, 4)
