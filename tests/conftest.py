@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_noisylb.experiments import journal
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
@@ -32,6 +34,12 @@ def pytest_collection_finish():
 def earlier_tests_set_aside():
     yield
     set_aside()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def states_of_all_epochs():
+    """Short runs that are interrupted continue after their last epoch."""
+    journal.PAUSE = 0
 
 
 @pytest.fixture

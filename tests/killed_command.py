@@ -20,6 +20,7 @@ def finish_batch_and_die(callback, batch, logs=None):
 
 if __name__ == "__main__":
     patch = pytest.MonkeyPatch()
+    patch.setattr(journal, "PAUSE", 0)
     patch.setattr(journal.Journal, "on_train_batch_end", finish_batch_and_die)
     test_compare.use_small_data(patch)
     main()

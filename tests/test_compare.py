@@ -10,6 +10,7 @@ import pytest
 
 from keras_noisylb import data, models
 from keras_noisylb.experiments import compare, folders, records, splits, train
+from keras_noisylb.experiments import journal as journal_module
 from keras_noisylb.experiments.journal import Journal, checkpoint
 from keras_noisylb.models import MLP
 from noisylb.protocol.options import Options
@@ -308,6 +309,43 @@ def test_loss_of_each_batch(tmp_path):
         float(loss(y, model(x))) for epoch in batches for x, y in map(epoch.__getitem__, range(4))
     ]
     np.testing.assert_allclose(history["batch_loss"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("epoch_seconds, written", [(10, [1, 4, 7, 8]), (31, range(1, 9))])
+def test_short_epochs_are_not_all_written(tmp_path, monkeypatch, epoch_seconds, written):
+    """A write takes a second here, and the next one comes after thirty."""
+    monkeypatch.setattr(journal_module, "PAUSE", 30)
+    now, found = [0.0], []
+    monkeypatch.setattr(journal_module.time, "perf_counter", lambda: now[0])
+    journal = Journal(tmp_path, {"epochs": [], "first_steps": [], "batch_loss": []}, None)
+    journal.ended = journal.began = 0.0
+
+    def write(epochs):
+        found.append(epochs)
+        now[0] += 1
+
+    monkeypatch.setattr(journal, "write", write)
+    journal.set_params({"epochs": 8})
+    journal.on_train_begin()
+    for epoch in range(8):
+        now[0] += epoch_seconds
+        journal.on_epoch_end(epoch, {})
+    assert found == list(written)
+
+
+def test_an_epoch_that_was_not_written_is_trained_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(journal_module, "PAUSE", 1e9)
+    whole, parts = (
+        options(tmp_path, output=str(tmp_path / n), regimes="lb-diagonal", epochs=4) for n in "ab"
+    )
+    compare.compare(whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 3)
+        compare.compare(parts)
+    capsys.readouterr()
+    compare.compare(parts)
+    assert "Continues after epoch 1." in capsys.readouterr().out
+    assert_same_results(tmp_path / "a", tmp_path / "b")
 
 
 def test_batches_depend_on_seed_and_epoch_alone(small_data):

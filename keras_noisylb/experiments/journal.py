@@ -1,4 +1,4 @@
-"""The state of an unfinished run: its history and its checkpoint, written after every epoch."""
+"""The state of an unfinished run: its history and its checkpoint, written after its epochs."""
 
 import math
 import time
@@ -10,6 +10,7 @@ import keras
 from keras_noisylb.experiments import records
 from keras_noisylb.training.randomness import seed_states
 
+PAUSE = 20  # from one write to the next, in durations of a write: it is a twentieth of the time
 HISTORY = {"epochs": [], "batch_loss": [], "step_seconds": [], "first_steps": [], "noise_steps": 0}
 # What Keras raises for a checkpoint that is damaged, or of another model.
 UNLOADABLE = (
@@ -18,7 +19,10 @@ UNLOADABLE = (
 
 
 class Journal(keras.callbacks.Callback):
-    """Writes history and checkpoint after every epoch, and stops where the loss is not finite.
+    """Writes history and checkpoint, and stops where the loss is not finite.
+
+    They are written after every epoch, unless epochs are short: then after the first and the last
+    one, and so often between them that writing takes little of the time (`PAUSE`).
 
     The history alone tells how many epochs are finished. The checkpoint is written first, under a
     name with its epoch, so that a run that is killed at any moment finds a history and a checkpoint
@@ -47,6 +51,7 @@ class Journal(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.history["first_steps"].append(len(self.history["batch_loss"]))
+        self.next_write = -math.inf
 
     def on_epoch_begin(self, epoch, logs=None):
         # Here, not in the data's own `on_epoch_end`: Keras calls that once too often, after it has
@@ -78,8 +83,16 @@ class Journal(keras.callbacks.Callback):
         self.history["epochs"].append({"epoch": epoch + 1, **logs, "seconds": seconds})
         if self.diverged_epoch is not None:
             return  # there is nothing to continue: `train_run` writes the history
+        began = time.perf_counter()
+        if began >= self.next_write or epoch + 1 == self.params["epochs"]:
+            self.write(epoch + 1)
+            ended = time.perf_counter()
+            self.next_write = ended + PAUSE * (ended - began)
+
+    def write(self, epochs):
+        """Write the state after a number of epochs."""
         self.history["seed_states"] = [state.numpy().tolist() for state in seed_states(self.model)]
-        path = checkpoint(self.folder, epoch + 1)
+        path = checkpoint(self.folder, epochs)
         with records.replacing(path) as temporary:
             self.model.save(temporary)  # not save_weights: HDF5 crashes where the disk is full
         records.write_json(self.folder / "history.json", self.history, indent=None)
@@ -130,7 +143,7 @@ def load_checkpoint(model, path):
 
 
 def resume(model, folder, say):
-    """Load the state after the last finished epoch.
+    """Load the state that was written last.
 
     Args:
         model: the compiled model.

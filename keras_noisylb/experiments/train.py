@@ -125,7 +125,7 @@ def train_run(
         data: the `Split` to train on and to report on.
         say: function that prints a line.
         callbacks: further Keras callbacks. At the end of an epoch they are called before its
-            checkpoint is written: after an interruption they see that epoch again, or none of it.
+            checkpoint is written: after an interruption they see some epochs again, but miss none.
         scope: function that gives the context in which the model is made: that of a strategy.
 
     Returns:

@@ -246,11 +246,15 @@ POINTS = {
     # A.5's formula has a fifth to two thirds of the variance on the ResNet8, and all on LeNet.
     "cifar10-small-search": search(
         RESNET8 | {"row": "cifar10-small-search"},
-        (0.025, 0.05, 0.1, 0.2), (0.2, 0.4, 0.8, 1.6, 3.2), larger=4,
+        (0.025, 0.05, 0.1, 0.2),
+        (0.2, 0.4, 0.8, 1.6, 3.2),
+        larger=4,
     ),
     "cifar10-lenet-search": search(
         LENET | {"row": "cifar10-lenet-search"},
-        (0.005, 0.01, 0.02, 0.04), (0.05, 0.1, 0.15, 0.2), larger=1,
+        (0.005, 0.01, 0.02, 0.04),
+        (0.05, 0.1, 0.15, 0.2),
+        larger=1,
     ),
     "cifar10-small-augmented": variants(
         RESNET8 | {"row": "cifar10-small-augmented", "augment": True}
