@@ -37,6 +37,14 @@ REGIMES = Annotated[str | None, typer.Option(help="Regimes, separated by commas 
 LABELS = Annotated[
     str | None, typer.Option(help="Labels of the recipes of small, separated by commas (all).")
 ]
+BEST = Annotated[
+    bool,
+    typer.Option(
+        "--best",
+        help="Of the recipes of small, only the best one of each regime: by held-out images, after "
+        "all have been trained with the first seed.",
+    ),
+]
 SEEDS = Annotated[str, typer.Option(help=SEEDS_HELP)]
 PRESET = Annotated[
     str,
@@ -142,6 +150,7 @@ def table(
     rows: ROWS = None,
     regimes: REGIMES = None,
     labels: LABELS = None,
+    best: BEST = False,
     seeds: SEEDS = str(recipe.SEEDS),
     preset: TABLE_PRESET = None,
     data_dir: DATA_DIR = None,
@@ -160,6 +169,7 @@ def table(
         rows: names of rows.
         regimes: names of regimes.
         labels: labels of recipes.
+        best: whether only the best recipe of each regime is trained.
         seeds: number of seeds, or a list of them.
         preset: name of the size; `None` takes "sample" for 2 and 3 and the whole of small.
         data_dir: folder of the prepared data sets.
@@ -178,7 +188,7 @@ def table(
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
 
     def repeat(execute):
-        from keras_noisylb.experiments.queue.plan import plan
+        from keras_noisylb.experiments.queue.plan import best_of, plan
         from keras_noisylb.experiments.tables import paper, small
         from keras_noisylb.experiments.tune.rates import read
 
@@ -189,6 +199,8 @@ def table(
             without = ", ".join(name for name in names if name not in found)
             typer.echo(f"{rates} has no rate of {without}: the recipe's is taken.")
         execute.check(runs, settings, jobs)
+        if best:
+            runs = best_of(number, runs, typer.echo)
         if dry_run:
             planning.show_plan(execute, runs, jobs, console)
             return

@@ -11,7 +11,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from keras_noisylb import matched_multiplier, noise_temperature
-from keras_noisylb.experiments import records
+from keras_noisylb.experiments import folders, records
 from keras_noisylb.experiments.figures import figure_temperature
 from keras_noisylb.experiments.queue import plan
 from keras_noisylb.experiments.queue.run import RUN, Run
@@ -41,14 +41,18 @@ def finished(folder, accuracies, labels=LABELS):
         accuracy = accuracies.get(run.recipe.regime, [None] * 3)[seed]
         if accuracy is None:
             continue
-        diverged = None if np.isfinite(accuracy) else 7
-        value = {
-            "config": run.config, "versions": {"keras": "3"}, "seed": seed, "device": "CPU",
-            "metrics": metrics(accuracy, diverged), "wall_seconds": 1.0, "history": {},
-        }  # fmt: skip
-        run.folder.mkdir(parents=True)
-        records.write_json(run.folder / RUN, value)
+        write(run, metrics(accuracy, None if np.isfinite(accuracy) else 7))
     return runs
+
+
+def write(run, values):
+    """The record of a run with these metrics."""
+    value = {
+        "config": run.config, "versions": {"keras": "3"}, "seed": run.seeds[0], "device": "CPU",
+        "metrics": values, "wall_seconds": 1.0, "history": {},
+    }  # fmt: skip
+    folders.open_folder(run.folder, run.config, ())
+    records.write_json(run.folder / RUN, value)
 
 
 def test_recipes_can_be_trained():
@@ -190,6 +194,37 @@ def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
     assert path.with_suffix(".png").stat().st_size > 10_000
     shutil.rmtree(tmp_path / "small" / "cifar10-small" / "lb-rate0.4-seed0")
     assert figure().exit_code == 0 and drawn() == [("lb", 2), ("lb-full-split", 2)]
+
+
+def test_the_best_of_a_search_is_by_the_first_seed(tmp_path):
+    """Held-out accuracies count, of the first seed: LB's at 0.8, and the noise's at 0.4."""
+    row = ("--rows", "cifar10-small", "--regimes", "lb,lb-full-split", "--output", str(tmp_path))
+    best = ["table", "small", *row, "--best", "--seeds", "2", "--dry-run"]
+    runs = plan.plan("small", WHOLE, tmp_path, None, "lb,lb-full-split", seeds=2)
+    held_out = {"rate0.8": 0.6, "rate0.4-lambda0.5-part0.5": 0.5, "rate0.4-lambda1-part0.5": 0.9}
+    for run in runs:
+        diverged = run.recipe.label == "rate0.4-lambda1-part0.5"
+        first = metrics(0.9, 7 if diverged else None)
+        first["held_out_accuracy"] = held_out.get(run.recipe.label, 0.4)
+        write(run, first if run.seeds == (0,) else metrics(0.95 * (run.recipe.label == "rate0.4")))
+    chosen = plan.best_of("small", runs, print)
+    assert [(run.recipe.name.split("/", 1)[1], run.seeds) for run in chosen] == [
+        ("lb-full-split/rate0.4-lambda0.5-part0.5", (0,)), ("lb/rate0.8", (0,)),
+        ("lb-full-split/rate0.4-lambda0.5-part0.5", (1,)), ("lb/rate0.8", (1,)),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, best)
+    assert result.exit_code == 0 and "4 runs" in result.output
+
+    shutil.rmtree(runs[0].folder)
+    result = CliRunner().invoke(app, best)
+    assert result.exit_code == 2 and "1 of 9 with seed 0 are not finished" in result.stderr
+    for run in runs[:9]:
+        if run.recipe.regime == "lb":
+            write(run, metrics(0.9, 7))
+    result = CliRunner().invoke(app, best)
+    assert result.exit_code == 2 and "all runs of LB in cifar10-small diverged" in result.stderr
+    result = CliRunner().invoke(app, ["table", "2", "--best"])
+    assert result.exit_code == 2 and "--best is an option of table small" in result.stderr
 
 
 def test_labels_are_of_small_alone():

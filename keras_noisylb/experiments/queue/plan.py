@@ -5,6 +5,7 @@ import pathlib
 
 from keras_noisylb.experiments.queue.run import Run
 from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.regimes import title_of
 from noisylb.protocol import names
 from noisylb.protocol.paper import RECIPES, TABLES
 from noisylb.protocol.small import POINTS
@@ -126,3 +127,50 @@ def plan(
         )
         recipes.append(recipe)
     return [Run.of(recipe, seed, folder) for seed in seed_list(seeds) for recipe in recipes]
+
+
+def best_of(table, runs, say):
+    """The runs of the best recipe of each row and regime, after a search with the first seed.
+
+    The best recipe is the one with the highest accuracy on held-out images. The first seed alone
+    counts, so that further seeds do not change what is chosen.
+
+    Args:
+        table: "2", "3" or "small".
+        runs: list of `Run`, from `plan`.
+        say: function that prints a line.
+
+    Returns:
+        List of `Run`.
+
+    Raises:
+        CompareError: if the table is not "small", if runs with the first seed are not finished, or
+            if all runs of a regime diverged.
+    """
+    if table != "small":
+        raise CompareError(
+            f"--best is an option of table small, not of {table}. Leave it out; `noisylb tune` "
+            "chooses rates of tables 2 and 3."
+        )
+    trials = [(run, run.record(say)) for run in runs if run.seeds == runs[0].seeds]
+    left = sum(record is None for _, record in trials)
+    if left:
+        raise CompareError(
+            f"--best chooses among finished runs, but {left} of {len(trials)} with seed "
+            f"{runs[0].seeds[0]} are not finished. Train them first: the same command without "
+            f"--best, with --seeds {runs[0].seeds[0]},"
+        )
+    found = {}  # of row and regime to accuracies and names of recipes
+    for run, record in trials:
+        place, metrics = (run.recipe.row, title_of(run.recipe)), record["metrics"]
+        ended = found.setdefault(place, [])
+        if metrics["diverged_epoch"] is None:
+            ended.append((metrics["held_out_accuracy"], run.recipe.name))
+    for (row, title), ended in found.items():
+        if not ended:
+            raise CompareError(
+                f"--best has nothing to choose: all runs of {title} in {row} diverged. Leave that "
+                "regime out with --regimes."
+            )
+    names = {max(ended)[1] for ended in found.values()}
+    return [run for run in runs if run.recipe.name in names]
