@@ -15,9 +15,11 @@ from keras_noisylb.models.alexnet import AlexNet
 from keras_noisylb.models.lenet import LeNet
 from keras_noisylb.models.mlp import MLP
 from keras_noisylb.models.resnet import ResNet, ResNet44, ResNet44x2
-from keras_noisylb.models.vgg import VGG16
+from keras_noisylb.models.vgg import VGG, VGG16
 
-__all__ = ["AlexNet", "LeNet", "MLP", "ResNet", "ResNet44", "ResNet44x2", "VGG16", "get", "names"]
+__all__ = [
+    "AlexNet", "LeNet", "MLP", "ResNet", "ResNet44", "ResNet44x2", "VGG", "VGG16", "get", "names",
+]  # fmt: skip
 
 
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {}

@@ -61,7 +61,11 @@ def test_runs_at_a_time_share_the_cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("mlp", (28, 28, 1)), pytest.param("resnet44", (32, 32, 3), marks=pytest.mark.slow)],
+    [
+        ("mlp", (28, 28, 1)),
+        ("vgg7", (32, 32, 3)),
+        pytest.param("resnet44", (32, 32, 3), marks=pytest.mark.slow),
+    ],
 )
 def test_the_table_of_networks(name, shape):
     network = models.get(name)(num_classes=10, input_shape=shape, ghost_batch_size=32)

@@ -259,6 +259,22 @@ def test_large_batch_on_small_memory():
 
 
 @pytest.mark.slow
+def test_fine_tune(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where it writes its results
+    options = ("--examples", "100", "--first-epochs", "1", "--epochs", "2", "--regimes", "lb")
+    names = run_script("fine_tune", monkeypatch, *options, "--large-batch-size", "50")
+    assert names["rows"]["lb"]["test_accuracy"] > 0
+    labels = names["y"]
+    assert set(labels) == set(range(5)) and len(labels) == len(names["x"])
+    old, new = (n.get_weights() for n in (names["before"], names["build"](5, (28, 28, 1))))
+    equal = [np.array_equal(a, b) for a, b in zip(old, new, strict=True)]
+    assert all(equal[:-2]) and not equal[-2]  # the last layer's bias starts with zeros
+    again = run_script("fine_tune", monkeypatch, *options, "--large-batch-size", "50")
+    for a, b in zip(old, again["before"].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
 def test_tune(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)  # where it keeps the search
     names = run_script("tune", monkeypatch, "--examples", "500", "--trials", "2", "--epochs", "1")

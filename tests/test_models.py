@@ -9,7 +9,7 @@ import pytest
 from keras_noisylb import models
 from keras_noisylb.gradients.coverage import coverage
 from keras_noisylb.layers import GhostBatchNormalization
-from keras_noisylb.models import MLP, VGG16, AlexNet, LeNet, ResNet
+from keras_noisylb.models import MLP, VGG, VGG16, AlexNet, LeNet, ResNet
 
 PER_UNIT = {"ghost": 4, "batch": 4, None: 1}  # parameters per unit beside its weights
 VGG_FILTERS = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
@@ -94,6 +94,20 @@ def test_vgg16(normalization, shape, classes, dense):
     filters = [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert filters == VGG_FILTERS
     assert model(np.ones((2, *shape)), training=True).shape == (2, classes)
+
+
+@pytest.mark.parametrize("normalization", PER_UNIT)
+def test_vgg(normalization):
+    model = VGG(7, stages=[(5, 1), (3, 2)], input_shape=(9, 4, 2), normalization=normalization)
+    convolutions = chain([2, 5, 3, 3], 9, PER_UNIT[normalization])
+    assert model.count_params() == convolutions + 7 * (3 * 2 * 1 + 1)
+    assert model.get_layer("stage2_pool").output.shape == (None, 2, 1, 3)
+    with pytest.raises(ValueError, match=r"at least 4x4 pixels.*\(3, 4, 2\)"):
+        VGG(stages=[(5, 1), (3, 2)], input_shape=(3, 4, 2))
+    small = models.get("vgg7")(input_shape=(16, 16, 3), normalization=normalization)
+    convolutions = chain([3, 16, 16, 32, 32, 64, 64], 9, PER_UNIT[normalization])
+    assert small.count_params() == convolutions + 10 * (64 * 4 + 1)
+    assert small.name == "vgg7"
 
 
 @pytest.mark.parametrize(

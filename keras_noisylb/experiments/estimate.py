@@ -40,6 +40,7 @@ SIZES = {  # at the full size of the images, by `size_of`
     "mlp": Size(1.5, 19),
     "lenet": Size(2.3, 15),
     "alexnet": Size(29, 20),
+    "vgg7": Size(10.0, 25),
     "vgg16": Size(314, 48),
     "resnet8": Size(12.4, 34),
     "resnet44": Size(98, 160),

@@ -175,6 +175,11 @@ LENET = setting(
     "cifar10-lenet-2048", "lenet", "cifar10", 600, 32, 2048, normalization="none",
     train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.01,
 )  # fmt: skip
+HUGE = LENET | {
+    "row": "cifar10-lenet-4096", "large_batch_size": 4096, "epochs": 1200, "warmup_epochs": 60,
+    "validation_freq": 120,
+}  # fmt: skip
+VGG7 = LENET | {"row": "cifar10-vgg7-2048", "model": "vgg7"}
 # A longer warm-up may lift that limit.
 WARMED = LENET | {"warmup_epochs": 150}
 # The rate of Adam follows the square root of the batch: 0.004 here, if that does not diverge.
@@ -233,6 +238,31 @@ POINTS = {
             dataclasses.replace(point(WARMED, "lb", rate), label=f"rate{rate:g}-warmup0.25")
             for rate in (0.1, 0.2, 0.4)
         ),
+        # Half of the match and twice the match; noise that ends earlier, or cools with the rate.
+        point(LENET, FULL, 0.1, 0.15, 0.5),
+        point(LENET, FULL, 0.1, 0.58, 0.5),
+        point(LENET, FULL, 0.1, 0.25, 0.25),
+        point(LENET, FULL, 0.1, 0.25, 1.0),
+        point(LENET, DIAGONAL, 0.1, 0.15, 0.5),
+        point(LENET, DIAGONAL, 0.1, 0.58, 0.5),
+    ],
+    "cifar10-lenet-4096": [
+        point(HUGE, "lb", 0.1),
+        point(HUGE, FULL, 0.1, 0.3, 0.5),
+        point(HUGE, DIAGONAL, 0.1, 0.3, 0.5),
+        point(HUGE, "lb", 0.2),
+        point(HUGE, "lb", 0.15),
+        point(HUGE, "sb", 0.01),
+    ],
+    "cifar10-vgg7-2048": [
+        point(VGG7, "lb", 0.1),
+        point(VGG7, FULL, 0.1, 0.29, 0.5),
+        point(VGG7, "lb", 0.2),
+        point(VGG7, DIAGONAL, 0.1, 0.29, 0.5),
+        point(VGG7, "lb", 0.4),
+        point(VGG7, "lb", 0.05),
+        point(VGG7, FULL, 0.05, 0.43, 0.5),
+        point(VGG7, "sb", 0.01),
     ],
     "cifar10-lenet-adamw": [
         point(ADAMW, "sb", 0.0005),
@@ -242,6 +272,7 @@ POINTS = {
         point(ADAMW, FULL, 0.002, 0.22, 0.5),
         point(ADAMW, "lb", 0.004),
         point(ADAMW, "lb", 0.008),
+        point(ADAMW, "lb", 0.016),
     ],
     # A.5's formula has a fifth to two thirds of the variance on the ResNet8, and all on LeNet.
     "cifar10-small-search": search(
