@@ -8,7 +8,8 @@ from test_types import SYMBOLS
 SECTION = re.compile(r"^(?:Args|Call arguments|Attributes):\n((?: .*\n|\n)*)", re.MULTILINE)
 PACKAGE = "keras_noisylb"
 EXPLAINED_AT = {
-    f"{PACKAGE}.models.{n}": f"{PACKAGE}.models.ResNet" for n in ("ResNet44", "ResNet44x2")
+    f"{PACKAGE}.models.{n}": f"{PACKAGE}.models.{family}"
+    for n, family in (("ResNet44", "ResNet"), ("ResNet44x2", "ResNet"), ("VGG16", "VGG"))
 }
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*):", re.MULTILINE)
 

@@ -51,6 +51,7 @@ def build() -> list[Any]:
         models.ResNet(depth=20, width=2),
         models.ResNet44(l2=1e-4),
         models.ResNet44x2(num_classes=100),
+        models.VGG(stages=[(16, 1), (32, 2)]),
         models.VGG16(dense_units=(64,)),
     ]
 
