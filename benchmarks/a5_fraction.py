@@ -69,7 +69,8 @@ def measure(name, data_dir):
             epoch, index = divmod(step, len(batches))
             if index == 0:
                 batches.start(epoch)
-            model.train_on_batch(*batches[index])
+                state = batches.epoch_state()
+            model.train_on_batch(*batches.batch(index, *state))
         done = target
         traces = {"convolutions": [], "all": []}
         for conv in ("uncorrelated", "exact"):

@@ -305,9 +305,7 @@ def test_loss_of_each_batch(tmp_path):
     journal = Journal(tmp_path, history, lambda size: split.batches(size, 3, augment=False))
     model.fit(journal.data(30), epochs=2, verbose=0, shuffle=False, callbacks=[journal])
     batches = (splits.Batches(split.x_train, split.y_train, 30, 3, epoch) for epoch in (0, 1))
-    expected = [
-        float(loss(y, model(x))) for epoch in batches for x, y in map(epoch.__getitem__, range(4))
-    ]
+    expected = [float(loss(y, model(x))) for epoch in batches for x, y in epoch.dataset()]
     np.testing.assert_allclose(history["batch_loss"], expected, rtol=1e-4)
 
 
@@ -351,14 +349,38 @@ def test_an_epoch_that_was_not_written_is_trained_again(tmp_path, monkeypatch, c
 def test_batches_depend_on_seed_and_epoch_alone(small_data):
     (x, y), _ = small_data
     first = splits.Batches(x, y, 30, seed=1, augment=True)
+    passes = first.dataset()
+    earlier = [labels for _, labels in passes.as_numpy_iterator()]
     first.start(1)
     second = splits.Batches(x, y, 30, seed=1, epoch=1, augment=True)
     other = splits.Batches(x, y, 30, seed=2, epoch=1, augment=True)
-    np.testing.assert_array_equal(first[3][0], second[3][0])
-    assert len(first[3][1]) == 10
-    assert not np.array_equal(first[0][1], other[0][1])
-    labels = np.concatenate([first[i][1] for i in range(len(first))])
+    found, same, different = (
+        list(d.as_numpy_iterator()) for d in (passes, second.dataset(), other.dataset())
+    )
+    for (images, labels), (again, labels_again) in zip(found, same, strict=True):
+        np.testing.assert_array_equal(images, again)
+        np.testing.assert_array_equal(labels, labels_again)
+    assert passes.cardinality() == len(found) == len(first) == 4
+    assert len(found[3][1]) == 10
+    assert not np.array_equal(found[0][1], different[0][1])
+    assert not np.array_equal(found[0][1], earlier[0])
+    labels = np.concatenate([labels for _, labels in found])
     np.testing.assert_array_equal(np.sort(labels), np.sort(y))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_batches_by_hand(small_data, augment):
+    (x, y), _ = small_data
+    batches = splits.Batches(x, y, 30, seed=1, epoch=2, augment=augment)
+    order = np.random.default_rng((1, 2)).permutation(100)
+    for index, (images, labels) in enumerate(batches.dataset().as_numpy_iterator()):
+        chosen = order[30 * index : 30 * index + 30]
+        expected = x[chosen]
+        if augment:
+            seed = np.random.SeedSequence((1, 2, index)).generate_state(2) % 2**31
+            expected = data.random_crop_flip(expected, seed.astype("int32"))
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(labels, y[chosen])
 
 
 def test_held_out_part_replaces_the_test_set(tmp_path, small_data):

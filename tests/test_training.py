@@ -117,7 +117,14 @@ class OneBatch(keras.utils.PyDataset):
         return images(M_L)
 
 
-@pytest.mark.parametrize("data", [{"x": OneBatch()}, dict(zip("xy", images(M_L), strict=True))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x": OneBatch()},
+        {"x": tf.data.Dataset.from_tensor_slices(images(M_L)).batch(M_L)},
+        dict(zip("xy", images(M_L), strict=True)),
+    ],
+)
 def test_the_first_step_is_traced_once(data):
     """Which holds only where metrics and optimizer are built before it."""
     traced = []

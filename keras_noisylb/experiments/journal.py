@@ -41,13 +41,13 @@ class Journal(keras.callbacks.Callback):
         self.diverged_epoch = None
 
     def data(self, batch_size):
-        """The batches that the coming epochs train on.
+        """The batches that the coming epochs train on, as a `tf.data.Dataset`.
 
         Args:
             batch_size: number of examples of each.
         """
         self.batches = self.make_batches(batch_size)
-        return self.batches
+        return self.batches.dataset()
 
     def on_train_begin(self, logs=None):
         self.history["first_steps"].append(len(self.history["batch_loss"]))
@@ -67,7 +67,7 @@ class Journal(keras.callbacks.Callback):
         # Keras reports the mean over the epoch so far; the loss of this batch is what changed it.
         mean = float(logs["loss"])
         self.ended = time.perf_counter()
-        seen = min(self.seen + self.batches.batch_size, len(self.batches.x))
+        seen = min(self.seen + self.batches.batch_size, len(self.batches.order))
         loss = (mean * seen - self.total) / (seen - self.seen)
         self.seen, self.total = seen, mean * seen
         self.history["batch_loss"].append(loss)

@@ -1,9 +1,10 @@
 """The examples of a comparison: to train on, and to report on."""
 
+import functools
 from dataclasses import dataclass
 
-import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_noisylb import data
 
@@ -21,7 +22,7 @@ def stratified_order(labels):
     return np.argsort(places, kind="stable")
 
 
-class Batches(keras.utils.PyDataset):
+class Batches:
     """Shuffled batches whose order depends on seed and epoch alone, so that a run can be resumed.
 
     Args:
@@ -34,26 +35,65 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, x, y, batch_size, seed, epoch=0, augment=False):
-        super().__init__()
-        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
-        self.augment = augment
+        with tf.device("CPU"):
+            self.x, self.y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
         self.start(epoch)
 
     def start(self, epoch):
         """Shuffle for an epoch."""
-        self.epoch = epoch
-        self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.x))
+        self.epoch, self.order = epoch, self.order_of(epoch)
+
+    def order_of(self, epoch):
+        """The indices of an epoch's examples."""
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.x))
 
     def __len__(self):
-        return -(-len(self.x) // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
-    def __getitem__(self, index):
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.x[chosen]
+    def epoch_state(self):
+        """Order of the current epoch, and a seed of crops and flips for each batch."""
+        entropy = ((self.seed, self.epoch, index) for index in range(len(self)))
+        seeds = [np.random.SeedSequence(e).generate_state(2) % 2**31 for e in entropy]
+        return self.order, np.array(seeds, "int32")
+
+    def batch(self, index, order, seeds):
+        """A batch of an epoch.
+
+        Args:
+            index: of the batch.
+            order, seeds: from `epoch_state`.
+
+        Returns:
+            Tuple of tensors: images, labels.
+        """
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        images = tf.gather(self.x, chosen)
         if self.augment:
-            seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2)
-            images = data.random_crop_flip(images, (seed % 2**31).astype("int32"))
-        return images, self.y[chosen]
+            images = data.random_crop_flip(images, seeds[index])
+        return images, tf.gather(self.y, chosen)
+
+    def dataset(self):
+        """A `tf.data.Dataset` of the batches of the epoch in which each pass begins.
+
+        Keras would call Python for each batch of a `PyDataset`, and wait for its end in each epoch,
+        which takes longer than a short epoch.
+        """
+        number = len(self)
+
+        def state(_):
+            order, seeds = tf.numpy_function(self.epoch_state, (), ("int64", "int32"))
+            return tf.ensure_shape(order, (None,)), tf.ensure_shape(seeds, (None, 2))
+
+        def batches(order, seeds):
+            one = functools.partial(self.batch, order=order, seeds=seeds)
+            return tf.data.Dataset.range(number).map(one)
+
+        found = tf.data.Dataset.range(1).map(state).flat_map(batches)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # its threads take longer to start and end than an epoch
+        found = found.apply(tf.data.experimental.assert_cardinality(number))
+        return found.prefetch(1).with_options(options)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ class NoisyModel(MultiWorkerModel):
                 self._build_state(x, y)
             elif isinstance(x, keras.utils.PyDataset):
                 self._build_state(*keras.utils.unpack_x_y_sample_weight(x[0])[:2])
+            elif isinstance(x, tf.data.Dataset):
+                self._build_state_of(x.element_spec)
         try:
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
@@ -181,6 +183,17 @@ class NoisyModel(MultiWorkerModel):
         self.reset_metrics()
         if not self.optimizer.built:  # a LossScaleOptimizer would begin anew
             self.optimizer.build(self.trainable_variables)
+
+    def _build_state_of(self, specs):
+        # Zeros in place of the first batch: to read that would take it from the data.
+        def known(spec):
+            return isinstance(spec, tf.TensorSpec) and spec.shape[1:].is_fully_defined()
+
+        batch = keras.utils.unpack_x_y_sample_weight(specs)[:2]
+        if all(map(known, tf.nest.flatten(batch))):
+            self._build_state(
+                *tf.nest.map_structure(lambda s: tf.zeros((1, *s.shape[1:]), s.dtype), batch)
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluates = True

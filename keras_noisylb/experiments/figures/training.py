@@ -80,17 +80,16 @@ class Stream(splits.Batches):
     """
 
     def __init__(self, x, y, batch_size, every, seed, augment):
-        self.images, self.labels, self.size = x, y, every * batch_size
+        self.size = every * batch_size
         super().__init__(x, y, batch_size, seed, augment=augment)
 
-    def start(self, epoch):
-        self.epoch = epoch
-        passes, places = divmod(np.arange(self.size) + epoch * self.size, len(self.images))
+    def order_of(self, epoch):
+        passes, places = divmod(np.arange(self.size) + epoch * self.size, len(self.x))
         chosen = np.empty(self.size, int)
         for number in np.unique(passes):
-            order = np.random.default_rng((self.seed, number)).permutation(len(self.images))
+            order = super().order_of(number)
             chosen[passes == number] = order[places[passes == number]]
-        self.x, self.y, self.order = self.images[chosen], self.labels[chosen], np.arange(self.size)
+        return chosen
 
 
 @dataclasses.dataclass(frozen=True)
