@@ -69,8 +69,7 @@ def measure(name, data_dir):
             epoch, index = divmod(step, len(batches))
             if index == 0:
                 batches.start(epoch)
-                state = batches.epoch_state()
-            model.train_on_batch(*batches.batch(index, *state))
+            model.train_on_batch(*batches.examples(index)[:2])
         done = target
         traces = {"convolutions": [], "all": []}
         for conv in ("uncorrelated", "exact"):

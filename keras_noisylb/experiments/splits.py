@@ -1,6 +1,5 @@
 """The examples of a comparison: to train on, and to report on."""
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +34,8 @@ class Batches:
     """
 
     def __init__(self, x, y, batch_size, seed, epoch=0, augment=False):
-        with tf.device("CPU"):
-            self.x, self.y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.augment = augment
         self.start(epoch)
 
     def start(self, epoch):
@@ -51,49 +49,29 @@ class Batches:
     def __len__(self):
         return -(-len(self.order) // self.batch_size)
 
-    def epoch_state(self):
-        """Order of the current epoch, and a seed of crops and flips for each batch."""
-        entropy = ((self.seed, self.epoch, index) for index in range(len(self)))
-        seeds = [np.random.SeedSequence(e).generate_state(2) % 2**31 for e in entropy]
-        return self.order, np.array(seeds, "int32")
-
-    def batch(self, index, order, seeds):
-        """A batch of an epoch.
-
-        Args:
-            index: of the batch.
-            order, seeds: from `epoch_state`.
-
-        Returns:
-            Tuple of tensors: images, labels.
-        """
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = tf.gather(self.x, chosen)
-        if self.augment:
-            images = data.random_crop_flip(images, seeds[index])
-        return images, tf.gather(self.y, chosen)
+    def examples(self, index):
+        """Images and labels of a batch, and the seed of its crops and flips."""
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2)
+        return self.x[chosen], self.y[chosen], (seed % 2**31).astype("int32")
 
     def dataset(self):
-        """A `tf.data.Dataset` of the batches of the epoch in which each pass begins.
+        """A `tf.data.Dataset` of the batches of the epoch in which a pass over it begins.
 
-        Keras would call Python for each batch of a `PyDataset`, and wait for its end in each epoch,
-        which takes longer than a short epoch.
+        What Keras makes of a `PyDataset` takes longer to end than a short epoch.
         """
-        number = len(self)
 
-        def state(_):
-            order, seeds = tf.numpy_function(self.epoch_state, (), ("int64", "int32"))
-            return tf.ensure_shape(order, (None,)), tf.ensure_shape(seeds, (None, 2))
+        def batch(index):
+            types = self.x.dtype, self.y.dtype, "int32"
+            images, labels, seed = tf.numpy_function(self.examples, (index,), types)
+            images = tf.ensure_shape(images, (None, *self.x.shape[1:]))
+            if self.augment:
+                images = data.random_crop_flip(images, tf.ensure_shape(seed, (2,)))
+            return images, tf.ensure_shape(labels, (None,))
 
-        def batches(order, seeds):
-            one = functools.partial(self.batch, order=order, seeds=seeds)
-            return tf.data.Dataset.range(number).map(one)
-
-        found = tf.data.Dataset.range(1).map(state).flat_map(batches)
         options = tf.data.Options()
-        options.autotune.enabled = False  # its threads take longer to start and end than an epoch
-        found = found.apply(tf.data.experimental.assert_cardinality(number))
-        return found.prefetch(1).with_options(options)
+        options.autotune.enabled = False  # its threads, too, take long to end
+        return tf.data.Dataset.range(len(self)).map(batch).prefetch(1).with_options(options)
 
 
 @dataclass(frozen=True)
