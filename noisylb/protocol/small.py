@@ -160,7 +160,7 @@ def search(setting, small_rates, large_rates, larger):
     return [recipe for trial in zip(*found, strict=True) for recipe in trial]
 
 
-TRIALS = 6  # of each regime in a search
+TRIALS = 5  # of each regime in a search
 DECAYS = (2.5e-4, 5e-4, 1e-3, 2e-3)
 FACTORS, PARTS = (0.5, 1, 2), (0.25, 0.5, 1)
 FULL, DIAGONAL = "lb-full-split", "lb-diagonal-split"
