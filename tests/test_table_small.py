@@ -128,6 +128,17 @@ def test_the_gain_is_over_lb_with_the_same_warmup(tmp_path):
     assert noisy["gain"] == pytest.approx(10)
 
 
+def test_the_gain_of_the_best_is_over_the_only_lb(tmp_path):
+    def gains(*names):
+        runs = [Run(SMALL[f"cifar10-lenet-2048/{name}"], (0,), tmp_path) for name in names]
+        found = [{"seed": 0, "metrics": metrics(0.4 + 0.1 * k)} for k in range(len(runs))]
+        return [line["gain"] for line in small_table.summarize(runs, found)]
+
+    noisy = "lb-full-split/rate0.1-lambda0.25-part0.5"
+    assert gains("lb/rate0.2", noisy) == [None, pytest.approx(10)]
+    assert gains("lb/rate0.2", noisy, "lb/rate0.05") == [None] * 3
+
+
 def test_adamw_has_decoupled_decay_and_no_temperature(tmp_path):
     recipe = SMALL["cifar10-lenet-adamw/lb/rate0.002"]
     options = recipe.options(0)

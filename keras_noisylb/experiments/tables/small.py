@@ -45,6 +45,7 @@ def summarize(runs, records):
 
     The gain is the difference of the test accuracy to that of LB with the same rate, warm-up and
     decay, averaged over the seeds that both have: the same initial weights and order of the images.
+    Where a row has one recipe of LB alone, as the best of a search, it is the difference to that.
 
     Args:
         runs: list of `Run`.
@@ -66,7 +67,8 @@ def summarize(runs, records):
     plain = {training(r): metrics for r, metrics in found.values() if r.regime == "lb"}
     lines = []
     for recipe, metrics in found.values():
-        base = plain.get(training(recipe), {})
+        of_row = [base for (row, *_), base in plain.items() if row == recipe.row]
+        base = of_row[0] if len(of_row) == 1 else plain.get(training(recipe), {})
         lines.append(line(recipe, metrics, {} if recipe.regime in {"sb", "lb"} else base))
     return lines
 
@@ -157,6 +159,7 @@ def caption():
         "rate: peak learning rate. warm-up: part of the training. λ: multiplier of the noise. "
         "part: of the training with noise, or with small batches. T: temperature at the peak rate. "
         "held-out %, test %: accuracy after the last epoch, mean ± standard deviation over seeds; "
-        "choices are made by the first. over LB: test accuracy minus that of LB at the same rate, "
-        "warm-up, decay and seed, mean ± standard error. p: of the one-sided paired t-test."
+        "choices are made by the first. over LB: test accuracy minus that of LB with the same "
+        "seed, rate, warm-up and decay (of the only LB, where a row has one), mean ± standard "
+        "error. p: of the one-sided paired t-test."
     )
