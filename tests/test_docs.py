@@ -49,6 +49,13 @@ def test_every_page_with_code_is_run_here():
     assert pages == {*PLAIN, *re.findall(r'run\(\s*"(\w+)"', here)}
 
 
+def test_results(capsys):
+    folder = DOCS / "records" / "tables" / "small"
+    names = run("results", (('"docs/records/tables/small"', repr(str(folder))),))
+    assert [len(names[name]) for name in ("lb", "sb", "full")] == [5, 5, 5]
+    assert capsys.readouterr().out == "+6.4, p = 2e-05\n+0.3, p = 0.5\n"
+
+
 @pytest.mark.slow
 def test_gpu(images):
     images(200)

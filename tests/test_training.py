@@ -138,6 +138,28 @@ def test_the_first_step_is_traced_once(data):
     assert len(traced) == 1
 
 
+def test_a_dataset_that_can_be_read_once_is_trained_on_whole():
+    """The state is built without reading it, and without knowing the width of its images."""
+    x, y = images(2 * M_L)
+    read = iter(zip(np.split(x, 2), np.split(y, 2), strict=True))
+    specs = tf.TensorSpec(None, "float32"), tf.TensorSpec(None, "int64")
+    once = tf.data.Dataset.from_generator(lambda: read, output_signature=specs)
+
+    def known(x, y):
+        return tf.ensure_shape(x, (None, 6, None, 2)), tf.ensure_shape(y, (None,))
+
+    def trained(data):
+        keras.utils.set_random_seed(0)
+        model = compile_noisy(nlb.NoisyModel(network(norm=False, dropout=0)))
+        logs = model.fit(data, verbose=0, shuffle=False).history
+        return [*logs.values()], model.get_weights()
+
+    again = tf.data.Dataset.from_tensor_slices((x, y)).batch(M_L)
+    for a, b in zip(*(trained(data) for data in (once.map(known), again)), strict=True):
+        for value, expected in zip(a, b, strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
 def applied_noise(draws, accumulated=None, multiplier=1.0, engine="auto"):
     """Noise that training adds to the gradient of one fixed batch, many times over."""
     x, y = images(M_L)

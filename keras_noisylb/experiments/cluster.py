@@ -47,7 +47,7 @@ def train(options, confirm=None):
     except LostWorkerError as error:
         raise CompareError(
             f"A worker was lost: {error.names}. Start all workers again with the same commands: "
-            "they continue after the last epoch that was finished."
+            "they continue after the last epoch whose state was written."
         ) from error
 
 

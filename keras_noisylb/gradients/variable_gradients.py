@@ -49,7 +49,8 @@ class VariableGradients:
         """Σ g_i / M and Σ g_i² / M² over the `num_examples` examples in use."""
         block, dtype = self.block, statistics_dtype(self.variable)
         if block.compact:
-            return block.sums()
+            # The data may come without their shape, but the noise is drawn in that of the variable.
+            return [tf.ensure_shape(total, self.variable.shape) for total in block.sums()]
         return sum_over_slices(
             lambda arrays, keep: block.of(arrays).sums(keep),
             list(block.arrays),

@@ -21,6 +21,7 @@ from keras_noisylb.training.multi_worker import MultiWorkerModel, averaged_by_ke
 from keras_noisylb.training.noise_end import NoiseEnd, check_noise_end
 from keras_noisylb.training.parameter_noise import ParameterNoise
 from keras_noisylb.training.randomness import Draws, seed_states
+from keras_noisylb.training.state import build_state
 from keras_noisylb.training.step import Parts, Step
 from keras_noisylb.training.strategies import check_strategy, on_any_device
 from keras_noisylb.training.worker_callbacks import for_workers
@@ -159,41 +160,11 @@ class NoisyModel(MultiWorkerModel):
             callbacks = [*callbacks, check, *ends]
             if arrays:
                 check.check(batch_size or 32)
-                self._build_state(x, y)
-            elif isinstance(x, keras.utils.PyDataset):
-                self._build_state(*keras.utils.unpack_x_y_sample_weight(x[0])[:2])
-            elif isinstance(x, tf.data.Dataset):
-                self._build_state_of(x.element_spec)
+            build_state(self, x, y)
         try:
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self.monitor(None)
-
-    def _build_state(self, x, y):
-        # Keras builds metrics and optimizer in the first trace of the step, and then traces the
-        # step again. A step with noise takes long to trace. Under a strategy, Keras builds them
-        # before the first trace.
-        with self.distribute_strategy.scope():
-            if tf.distribute.has_strategy() or y is None:
-                return
-        x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:1]), (x, y))
-        y_pred = self(x)
-        self.compute_loss(x=x, y=y, y_pred=y_pred)
-        self.compute_metrics(x, y, y_pred)
-        self.reset_metrics()
-        if not self.optimizer.built:  # a LossScaleOptimizer would begin anew
-            self.optimizer.build(self.trainable_variables)
-
-    def _build_state_of(self, specs):
-        # Zeros in place of the first batch: to read that would take it from the data.
-        def known(spec):
-            return isinstance(spec, tf.TensorSpec) and spec.shape[1:].is_fully_defined()
-
-        batch = keras.utils.unpack_x_y_sample_weight(specs)[:2]
-        if all(map(known, tf.nest.flatten(batch))):
-            self._build_state(
-                *tf.nest.map_structure(lambda s: tf.zeros((1, *s.shape[1:]), s.dtype), batch)
-            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluates = True
