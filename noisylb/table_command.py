@@ -188,15 +188,15 @@ def table(
     settings = {"data_dir": data_dir, "num_microbatches": num_microbatches}
 
     def repeat(execute):
-        from keras_noisylb.experiments.queue.plan import best_of, plan
+        from keras_noisylb.experiments.queue.plan import best_of, cells, plan
         from keras_noisylb.experiments.tables import paper, small
         from keras_noisylb.experiments.tune.rates import read
 
         found = read(rates) if rates else {}
         runs = plan(number, size, output, rows, regimes, seeds, found, labels, multiplier)
-        names = dict.fromkeys(run.recipe.name for run in runs)
-        if rates and not found.keys() >= names.keys():
-            without = ", ".join(name for name in names if name not in found)
+        names = [recipe.name for recipe in cells(number, size, rows, regimes, labels)]
+        without = ", ".join(name for name in names if name not in found)
+        if rates and without:
             typer.echo(f"{rates} has no rate of {without}: the recipe's is taken.")
         execute.check(runs, settings, jobs)
         if best:

@@ -118,6 +118,21 @@ def test_the_table_takes_the_rates(tmp_path, trained):
     assert "as given by --rates" in (tmp_path / "table" / "tiny" / "table2.md").read_text()
 
 
+def test_the_table_takes_the_rates_at_any_multiplier(tmp_path):
+    found = {"mnist-mlp/sb": 0.2, "mnist-mlp/lb-diagonal": 0.3}
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"rates": found}))
+    where = ("--output", str(tmp_path / "table"), "--rates", str(path), "--dry-run")
+    cell = ("--rows", "mnist-mlp", "--regimes", "lb-diagonal", "--multiplier", "matched")
+    result = CliRunner().invoke(app, ["table", "2", "--preset", "short", *cell, *where])
+    assert result.exit_code == 0, result.output
+    assert "mnist-mlp/lb-diagonal/lambdamatched" in result.output
+    assert "has no rate" not in result.output
+    cell = {"rows": "mnist-mlp", "regimes": "lb-diagonal", "multiplier": "matched"}
+    (planned,) = plan.plan("2", SCALES["short"], "there", seeds=1, rates=found, **cell)
+    assert (planned.recipe.learning_rate, planned.recipe.small_learning_rate) == (0.3, 0.2)
+
+
 def test_nothing_of_the_test_set_is_looked_at(small_row):
     (tried, *_) = rates.grid("2", SCALES["tiny"], "there")
     whole = dataclasses.replace(tried.recipe, train_size=None)
