@@ -207,6 +207,16 @@ def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
     assert figure().exit_code == 0 and drawn() == [("lb", 2), ("lb-full-split", 2)]
 
 
+def test_points_with_the_same_words_have_one_label():
+    line = {"rate": 0.1, "warmup": 0.05, "multiplier": 0.25, "temperature": 0.002}
+    parts = [{**line, "test_by_seed": [51.0]}, {**line, "test_by_seed": [52.0, 50.0]}]
+    warmed = {**line, "warmup": 0.2, "multiplier": None, "test_by_seed": [10.0]}
+    assert figure_temperature.labels([*parts, warmed], 0.05) == {
+        ("η 0.1, λ 0.25", 2.0): [51.0, 52.0, 50.0],
+        ("η 0.1, warm-up 0.2", 2.0): [10.0],
+    }
+
+
 def test_the_best_of_a_search_is_by_the_first_seed(tmp_path):
     """Held-out accuracies count, of the first seed: LB's at 0.8, and the noise's at 0.4."""
     row = ("--rows", "cifar10-small", "--regimes", "lb,lb-full-split", "--output", str(tmp_path))

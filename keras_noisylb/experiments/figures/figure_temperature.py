@@ -18,6 +18,13 @@ SETTINGS = {  # of rows of `noisylb table small`
     "cifar10-lenet-2048": "LeNet without normalisation, 2048 / 32",
 }
 
+# Where words stand beside their points: above the best seed, below the worst one, or at the mean.
+ABOVE = max, {"xytext": (0, 5), "horizontalalignment": "center"}
+BELOW = min, {"xytext": (0, -12), "horizontalalignment": "center"}
+LEFT = np.mean, {"xytext": (-7, -9), "horizontalalignment": "right"}
+RIGHT = np.mean, {"xytext": (7, 3), "horizontalalignment": "left"}
+PLACES = {"sb": RIGHT, "lb": LEFT, "lb-diagonal-split": BELOW}
+
 
 def compute(setup, folder, say):
     """The accuracies of the finished runs.
@@ -65,44 +72,61 @@ def draw(numbers):
     """Test accuracy against the temperature, one panel for each setting. Dots are the seeds."""
     found = {line["row"] for line in numbers["lines"]}
     rows = [row for row in SETTINGS if row in found]
-    figure, axes = grid_of_axes(1, len(rows), 5.5 * len(rows), 4.4)
+    figure, axes = grid_of_axes(1, len(rows), 6 * len(rows), 4.4)
     for panel, row in zip(axes.flat, rows, strict=True):
         lines = [line for line in numbers["lines"] if line["row"] == row]
         usual = min(line["warmup"] for line in lines)
         for regime in dict.fromkeys(line["regime"] for line in lines):
             points = [line for line in lines if line["regime"] == regime]
             x = [1e3 * line["temperature"] for line in points]
-            y = [line["test"] for line in points]
-            errors = [standard_error(line) for line in points]
+            y, errors = [line["test"] for line in points], [standard_error(line) for line in points]
             colour, _, marker = REGIMES[regime].look
             panel.errorbar(
                 x, y, errors, color=colour, marker=marker, linestyle="none", capsize=3,
                 markersize=7, label=points[0]["title"],
             )  # fmt: skip
-            for line, across, up in zip(points, x, y, strict=True):
+            for line, across in zip(points, x, strict=True):
                 panel.plot(
                     [across] * line["seeds"], line["test_by_seed"], ".", color=colour, alpha=0.5,
                     markersize=4,
                 )  # fmt: skip
-                words, place, side = f"rate {line['rate']:g}", (-7, 3), "right"
-                if line["warmup"] > usual:
-                    words += f", warm-up {line['warmup']:g}"
-                if line["multiplier"] is not None:
-                    words, place, side = f"{words}, λ {line['multiplier']:g}", (7, -11), "left"
+            height, place = PLACES.get(regime, ABOVE)
+            for (words, across), accuracies in labels(points, usual).items():
                 panel.annotate(
-                    words, (across, up), xytext=place, textcoords="offset points", fontsize=7.5,
-                    color=colour, horizontalalignment=side,
+                    words, (across, height(accuracies)), textcoords="offset points", fontsize=7.5,
+                    color=colour, **place,
                 )  # fmt: skip
         panel.set(
             xscale="log", xlabel="temperature at the peak rate, 10⁻³",
             ylabel="test accuracy (%)", title=SETTINGS[row],
         )  # fmt: skip
-        panel.margins(x=0.25)  # room for the words beside the points
+        panel.margins(x=0.25, y=0.08)  # room for the words beside the points
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.xaxis.set_minor_formatter(NullFormatter())
     axes.flat[0].legend(frameon=False, loc="best")
     return figure
+
+
+def labels(points, usual):
+    """The words beside the points of a regime; one label for those that differ in nothing it says.
+
+    Args:
+        points: lines of `tables.small.summarize`.
+        usual: part of the training with warm-up that needs no mention.
+
+    Returns:
+        Dictionary of words and horizontal position to the accuracies of all seeds there.
+    """
+    found = {}
+    for line in points:
+        words = f"η {line['rate']:g}"
+        if line["warmup"] > usual:
+            words += f", warm-up {line['warmup']:g}"
+        if line["multiplier"] is not None:
+            words += f", λ {line['multiplier']:g}"
+        found.setdefault((words, 1e3 * line["temperature"]), []).extend(line["test_by_seed"])
+    return found
 
 
 def standard_error(line):
