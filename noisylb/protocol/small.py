@@ -263,6 +263,7 @@ POINTS = {
         point(VGG7, "lb", 0.05),
         point(VGG7, FULL, 0.05, 0.43, 0.5),
         point(VGG7, "sb", 0.01),
+        point(VGG7, FULL, 0.1, 0.43, 0.5),  # twice the temperature of SB
     ],
     "cifar10-lenet-adamw": [
         point(ADAMW, "sb", 0.0005),
