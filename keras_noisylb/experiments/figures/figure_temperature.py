@@ -79,7 +79,8 @@ def draw(numbers):
         for regime in dict.fromkeys(line["regime"] for line in lines):
             points = [line for line in lines if line["regime"] == regime]
             x = [1e3 * line["temperature"] for line in points]
-            y, errors = [line["test"] for line in points], [standard_error(line) for line in points]
+            y = [line["test"] for line in points]
+            errors = [standard_error(line) for line in points]
             colour, _, marker = REGIMES[regime].look
             panel.errorbar(
                 x, y, errors, color=colour, marker=marker, linestyle="none", capsize=3,
