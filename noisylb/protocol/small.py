@@ -253,6 +253,8 @@ POINTS = {
         point(HUGE, "lb", 0.2),
         point(HUGE, "lb", 0.15),
         point(HUGE, "sb", 0.01),
+        point(HUGE, "lb", 0.05),
+        point(HUGE, "lb", 0.02),
     ],
     "cifar10-vgg7-2048": [
         point(VGG7, "lb", 0.1),
