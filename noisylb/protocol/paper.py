@@ -8,8 +8,8 @@ was chosen, by the public code of the works that it builds on where there is any
 
 Of the diagonal Fisher of a convolution the paper prints one formula, A.5's, and calls it Algorithm
 1's; they are not the same. The recipes use A.5's with λ = 1: of the readings that were tried on
-CIFAR-10 (docs/results.md) it was the one that could be trained at λ = 1 without wrecking the fit,
-and had the highest accuracy on held-out images. None closed the gap there.
+CIFAR-10 (docs/results_first.md) it was the one that could be trained at λ = 1 without wrecking the
+fit, and had the highest accuracy on held-out images. None closed the gap there.
 """
 
 from noisylb.protocol.recipe import Recipe, Source
@@ -134,7 +134,7 @@ def recipe(row, regime):
         put("damping", 0.01, False, "the default of `noisylb compare`")
     if regime in {"lb-diagonal", "lb-trace"}:
         put("estimator", "per_example", True, "Algorithm 1")
-        put("conv", "uncorrelated", True, "the formula of A.5; see docs/results.md")
+        put("conv", "uncorrelated", True, "the formula of A.5; see docs/results_first.md")
     if regime in OURS:
         put("estimator", "split", False, "ours: the difference of the two halves of the batch")
     return Recipe(row=row, regime=regime, **fields, sources=tuple(sources))
