@@ -74,10 +74,11 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
         Tuple of the compiled model and its number of updates with noise.
     """
     rates = schedule(regime, learning_rate, options, num_examples)
+    clipping = {"global_clipnorm": options.global_clipnorm}
     if options.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rates, weight_decay=options.weight_decay)
+        optimizer = keras.optimizers.AdamW(rates, weight_decay=options.weight_decay, **clipping)
     else:
-        optimizer = keras.optimizers.SGD(rates, momentum=options.momentum)
+        optimizer = keras.optimizers.SGD(rates, momentum=options.momentum, **clipping)
     noise, noise_steps, model = regime.noise(options, learning_rate), 0, network
     if noise is not None:
         steps = regime.batch_change(options).updates(num_examples, options.epochs)

@@ -81,6 +81,9 @@ class Options:
     )
     optimizer: str = option("sgd", "Optimizer: sgd or adamw.")
     momentum: float = option(0.9, "Momentum of SGD.")
+    global_clipnorm: float | None = option(
+        None, "Norm to which the whole gradient, with its noise, is clipped (none)."
+    )
     warmup_fraction: float = option(0.05, "Part of the training with linear warm-up.")
     noise_fraction: float = option(
         0.5, "Part of the training with noise, or with the small batch in batch-change."
@@ -166,8 +169,10 @@ class Options:
             self.refuse("validation_fraction", "a number from 0 (the test set) to below 1")
         if not self.momentum < 1:
             self.refuse("momentum", "a number from 0 to below 1")
-        if not 0 < self.damping < math.inf:
-            self.refuse("damping", "a positive number")
+        for name in ("damping", "global_clipnorm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                self.refuse(name, "a positive number")
         for name, *choices in (
             ("estimator", "per_example", "weighted", "split"),
             ("fisher", "empirical", "true"),

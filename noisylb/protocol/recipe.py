@@ -63,6 +63,7 @@ class Recipe:
         held_out: number of training images that are held out and reported on beside the test set.
         validation_freq: epochs between two evaluations; `None` for 1.
         optimizer: "adamw", or `None` for SGD.
+        global_clipnorm: norm to which the whole gradient is clipped; `None` without clipping.
         label: a name that only this recipe of its row and regime has.
         validation_fraction: part of the training set that is held out, and reported on in place of
             the test set, while something is tuned.
@@ -104,6 +105,7 @@ class Recipe:
     held_out: int | None = None
     validation_freq: int | None = None
     optimizer: str | None = None
+    global_clipnorm: float | None = None
     label: str | None = None
     validation_fraction: float | None = None
     sources: tuple = field(default=(), compare=False)
@@ -145,7 +147,7 @@ class Recipe:
             name: getattr(self, name)
             for name in (
                 "estimator", "conv", "multiplier", "sigma", "damping", "normalization", "pool",
-                "held_out", "validation_freq", "optimizer",
+                "held_out", "validation_freq", "optimizer", "global_clipnorm",
             )
             if getattr(self, name) is not None
         }  # fmt: skip

@@ -182,6 +182,8 @@ HUGE = LENET | {
 VGG7 = LENET | {"row": "cifar10-vgg7-2048", "model": "vgg7"}
 # A longer warm-up may lift that limit.
 WARMED = LENET | {"warmup_epochs": 150}
+# Clipping the gradient is the usual remedy for a network that fails at a high rate.
+CLIPPED = LENET | {"row": "cifar10-lenet-clipped"}
 # The rate of Adam follows the square root of the batch: 0.004 here, if that does not diverge.
 ADAMW = LENET | {
     "row": "cifar10-lenet-adamw", "optimizer": "adamw", "weight_decay": 0.05,
@@ -276,6 +278,13 @@ POINTS = {
         point(ADAMW, "lb", 0.004),
         point(ADAMW, "lb", 0.008),
         point(ADAMW, "lb", 0.016),
+    ],
+    "cifar10-lenet-clipped": [
+        dataclasses.replace(
+            point(CLIPPED, "lb", rate), label=f"rate{rate:g}-clip{norm:g}", global_clipnorm=norm
+        )
+        for norm in (1.0, 0.3)
+        for rate in (0.1, 0.2, 0.4, 0.8)
     ],
     # A.5's formula has a fifth to two thirds of the variance on the ResNet8, and all on LeNet.
     "cifar10-small-search": search(

@@ -22,9 +22,9 @@ def temperature(recipe):
         recipe: a `Recipe`.
 
     Returns:
-        A float; `None` with AdamW, whose division of the gradient it does not describe.
+        A float; `None` with AdamW or clipping, whose division of the gradient it does not describe.
     """
-    if recipe.optimizer is not None:
+    if recipe.optimizer is not None or recipe.global_clipnorm is not None:
         return None
     small, large = recipe.small_batch_size, recipe.large_batch_size
     if REGIMES[recipe.regime].batch == "change":
