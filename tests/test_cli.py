@@ -66,6 +66,7 @@ finally:
         ("--conv exakt", "expected exact or uncorrelated. Did you mean exact? Change --conv."),
         ("--estimator best", "--estimator received 'best'"),
         ("--damping 0", "--damping received 0.0"),
+        ("--global-clipnorm 0", "--global-clipnorm received 0.0, expected a positive number"),
         ("--regimes multiplicative --placement update", "placement="),
         ("--regimes lb-diagonal --conv uncorrelated --engine vectorized_map", "engine="),
         (

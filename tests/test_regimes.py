@@ -62,6 +62,23 @@ def test_noise_options_reach_the_regimes(tmp_path):
     assert not isinstance(plain, NoisyModel)
 
 
+@pytest.mark.parametrize("regime", ["lb", "lb-full-split"])
+@pytest.mark.parametrize("norm", [0.01, None])
+def test_the_whole_gradient_is_clipped_with_its_noise(tmp_path, regime, norm):
+    chosen = options(tmp_path, warmup_fraction=0.0, global_clipnorm=norm, large_batch_size=50)
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    model, _ = train.compiled(network, REGIMES[regime], 0.5, chosen, 100, 0)
+    before = [w.numpy() for w in network.weights]
+    random = np.random.default_rng(0)
+    model.train_on_batch(random.normal(size=(50, 3)), random.integers(2, size=50))
+    moved = [w.numpy() - old for w, old in zip(network.weights, before, strict=True)]
+    length = np.sqrt(sum(np.sum(np.square(part)) for part in moved))
+    if norm is None:
+        assert length > 10 * 0.5 * 0.01
+    else:
+        assert length == pytest.approx(0.5 * norm, rel=1e-4)
+
+
 def test_titles_say_which_method_is_meant(tmp_path):
     titles = {name: regime.title() for name, regime in REGIMES.items()}
     assert len(set(titles.values())) == len(REGIMES)

@@ -139,6 +139,15 @@ def test_the_gain_of_the_best_is_over_the_only_lb(tmp_path):
     assert gains("lb/rate0.2", noisy, "lb/rate0.05") == [None] * 3
 
 
+def test_clipped_recipes_say_their_norm_and_have_no_temperature():
+    recipes = POINTS["cifar10-lenet-clipped"]
+    for recipe in recipes:
+        assert recipe.options(0).global_clipnorm == recipe.global_clipnorm
+        assert f"clip{recipe.global_clipnorm:g}" in recipe.label
+        assert small_table.temperature(recipe) is None
+    assert len({recipe.name for recipe in recipes}) == len(recipes)
+
+
 def test_adamw_has_decoupled_decay_and_no_temperature(tmp_path):
     recipe = SMALL["cifar10-lenet-adamw/lb/rate0.002"]
     options = recipe.options(0)
