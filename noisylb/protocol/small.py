@@ -11,7 +11,7 @@ import random
 from noisylb.protocol.recipe import Recipe
 
 
-def label(rate, conv, multiplier, noise_fraction, decay, default_decay):
+def label(rate, conv, multiplier, noise_fraction, decay, default_decay, clip):
     """The label of a recipe.
 
     Args:
@@ -21,6 +21,7 @@ def label(rate, conv, multiplier, noise_fraction, decay, default_decay):
         noise_fraction: the part of the training with noise, likewise.
         decay: weight decay.
         default_decay: that of the setting, which is not named.
+        clip: norm to which the gradient is clipped, or `None`.
 
     Returns:
         A string that can be a folder's name.
@@ -34,10 +35,14 @@ def label(rate, conv, multiplier, noise_fraction, decay, default_decay):
         parts.append(f"part{noise_fraction:g}")
     if decay != default_decay:
         parts.append(f"decay{decay:g}")
+    if clip is not None:
+        parts.append(f"clip{clip:g}")
     return "-".join(parts)
 
 
-def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=None, conv=None):
+def point(
+    setting, regime, rate, multiplier=None, noise_fraction=None, decay=None, conv=None, clip=None
+):
     """A recipe of a setting.
 
     Args:
@@ -48,6 +53,7 @@ def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=Non
         noise_fraction: the part of the training with noise, or with small batches in batch-change.
         decay: weight decay; `None` for the setting's.
         conv: formula for convolutions; `None` for the exact one.
+        clip: norm to which the whole gradient is clipped; `None` without clipping.
 
     Returns:
         A `Recipe`.
@@ -61,10 +67,10 @@ def point(setting, regime, rate, multiplier=None, noise_fraction=None, decay=Non
         own["estimator"] = "split"
     if regime == "lb-kfac":
         own["damping"] = 0.01
-    name = label(rate, conv, multiplier, noise_fraction, decay, setting["weight_decay"])
+    name = label(rate, conv, multiplier, noise_fraction, decay, setting["weight_decay"], clip)
     return Recipe(**own | times | {
         "regime": regime, "learning_rate": rate, "multiplier": multiplier, "weight_decay": decay,
-        "conv": conv, "label": name,
+        "conv": conv, "global_clipnorm": clip, "label": name,
     })  # fmt: skip
 
 
@@ -209,6 +215,29 @@ def variants(setting):
     ]
 
 
+def clipped(setting, rates, decays, regimes, clip=1.0):
+    """Every rate with every weight decay, the gradient clipped; noise is matched, in one half.
+
+    Args:
+        setting: dictionary of the fields that all recipes share.
+        rates: learning rates.
+        decays: weight decays.
+        regimes: names of regimes.
+        clip: norm.
+
+    Returns:
+        List of `Recipe`.
+    """
+    return [
+        point(setting, regime, rate, decay=decay, clip=clip)
+        if regime in {"sb", "lb"}
+        else point(setting, regime, rate, heated(setting, rate, 1), 0.5, decay, clip=clip)
+        for rate in rates
+        for decay in decays
+        for regime in regimes
+    ]
+
+
 POINTS = {
     "cifar10-small": [
         point(RESNET8, "sb", 0.1),
@@ -257,6 +286,8 @@ POINTS = {
         point(HUGE, "sb", 0.01),
         point(HUGE, "lb", 0.05),
         point(HUGE, "lb", 0.02),
+        point(HUGE, "lb", 0.2, clip=1.0),
+        point(HUGE, "lb", 0.4, clip=1.0),
     ],
     "cifar10-vgg7-2048": [
         point(VGG7, "lb", 0.1),
@@ -268,6 +299,8 @@ POINTS = {
         point(VGG7, FULL, 0.05, 0.43, 0.5),
         point(VGG7, "sb", 0.01),
         point(VGG7, FULL, 0.1, 0.43, 0.5),  # twice the temperature of SB
+        point(VGG7, "lb", 0.2, clip=1.0),
+        point(VGG7, "lb", 0.4, clip=1.0),
     ],
     "cifar10-lenet-adamw": [
         point(ADAMW, "sb", 0.0005),
@@ -280,11 +313,11 @@ POINTS = {
         point(ADAMW, "lb", 0.016),
     ],
     "cifar10-lenet-clipped": [
-        dataclasses.replace(
-            point(CLIPPED, "lb", rate), label=f"rate{rate:g}-clip{norm:g}", global_clipnorm=norm
-        )
-        for norm in (1.0, 0.3)
-        for rate in (0.1, 0.2, 0.4, 0.8)
+        *clipped(CLIPPED, (0.1, 0.2, 0.4), (5e-4, 2e-3), ("lb", FULL)),
+        *clipped(CLIPPED, (0.01, 0.02, 0.04), (5e-4, 2e-3), ("sb",)),
+        *clipped(CLIPPED, (0.1, 0.2, 0.4), (5e-4, 2e-3), (DIAGONAL,)),
+        point(CLIPPED, "lb", 0.8, clip=1.0),
+        *(point(CLIPPED, "lb", rate, clip=0.3) for rate in (0.1, 0.2, 0.4, 0.8)),
     ],
     # A.5's formula has a fifth to two thirds of the variance on the ResNet8, and all on LeNet.
     "cifar10-small-search": search(

@@ -43,8 +43,9 @@ def temperature(recipe):
 def summarize(runs, records):
     """One line for each recipe.
 
-    The gain is the difference of the test accuracy to that of LB with the same rate, warm-up and
-    decay, averaged over the seeds that both have: the same initial weights and order of the images.
+    The gain is the difference of the test accuracy to that of LB with the same rate, warm-up, decay
+    and clipping, averaged over the seeds that both have: the same initial weights and order of the
+    images.
     Where a row has one recipe of LB alone, as the best of a search, it is the difference to that.
 
     Args:
@@ -62,7 +63,8 @@ def summarize(runs, records):
             metrics[record["seed"]] = record["metrics"]
 
     def training(recipe):
-        return recipe.row, recipe.learning_rate, recipe.warmup_epochs, recipe.weight_decay
+        shared = recipe.learning_rate, recipe.warmup_epochs, recipe.weight_decay
+        return recipe.row, *shared, recipe.global_clipnorm
 
     plain = {training(r): metrics for r, metrics in found.values() if r.regime == "lb"}
     lines = []
@@ -79,7 +81,8 @@ def line(recipe, metrics, base):
     Args:
         recipe: a `Recipe`.
         metrics: dictionary of seed to metrics.
-        base: the same of LB with the same rate, warm-up and decay; empty if there is none.
+        base: the same of LB with the same rate, warm-up, decay and clipping; empty if there is
+            none.
 
     Returns:
         Dictionary with the keys `FIELDS`.
