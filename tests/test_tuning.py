@@ -222,6 +222,7 @@ def test_two_devices_train_as_one(tmp_path):
             {"large_batch_size": 250},
             "FailedTrialError: .*240 training examples. Received: large_batch_size=250",
         ),
+        ({"global_clipnorm": -1.0}, "FailedTrialError: .*Received: global_clipnorm=-1.0"),
         (
             {"learning_rate": 1e38, "noise": "none"},
             "FailedTrialError: The training diverged: loss=nan",

@@ -56,6 +56,13 @@ def test_every_noise_is_built(noise):
     assert type(built) is type(expected) and built.get_config() == expected.get_config()
 
 
+@pytest.mark.parametrize("noise", ["full-split", "none"])
+@pytest.mark.parametrize(("norm", "expected"), [(0.5, 0.5), (0.0, None)])
+def test_gradients_are_clipped_to_the_norm_of_the_space(noise, norm, expected):
+    model = hypermodel(noise=noise, global_clipnorm=norm)
+    assert model.build(keras_tuner.HyperParameters()).optimizer.global_clipnorm == expected
+
+
 def own_noises():
     return {
         "capped": lambda hp: nlb.DiagonalFisher(

@@ -59,6 +59,8 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         warmup_fraction: fraction of training in which the learning rate rises linearly.
         decay_factor: factor of the learning rate at 1/2 and again at 3/4 of training.
         momentum: momentum of SGD.
+        global_clipnorm: norm to which SGD clips the whole gradient, with its noise; 0 for no
+            clipping.
 
     Raises:
         ValueError: if `seeds` is empty or has duplicates.
@@ -95,6 +97,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         warmup_fraction: Part = (0.05, 0.0, 0.2),
         decay_factor: Part = 0.1,
         momentum: Part = (0.9, 0.0),
+        global_clipnorm: Part = 0.0,
     ) -> None:
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"`seeds` must be one or more distinct integers. Received: {seeds}")
@@ -115,6 +118,7 @@ class NoisyHyperModel(keras_tuner.HyperModel):
             "warmup_fraction": warmup_fraction,
             "decay_factor": decay_factor,
             "momentum": momentum,
+            "global_clipnorm": global_clipnorm,
         }
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
@@ -219,7 +223,11 @@ class NoisyHyperModel(keras_tuner.HyperModel):
         return model if as_it_is else NoisyModel(model)
 
     def _compile(self, model, chosen, learning_rate, seed):
-        optimizer = keras.optimizers.SGD(learning_rate, momentum=chosen["momentum"])
+        optimizer = keras.optimizers.SGD(
+            learning_rate,
+            momentum=chosen["momentum"],
+            global_clipnorm=chosen["global_clipnorm"] or None,
+        )
         noise = noise_of(chosen)
         if noise is not None:
             optimizer = NoisyOptimizer(

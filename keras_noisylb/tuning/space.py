@@ -143,6 +143,11 @@ def check(chosen: dict[str, Any], num_examples: int | None) -> None:
             "`warmup_fraction` must be a fraction of training, from 0 to 1. Received: "
             f"warmup_fraction={chosen['warmup_fraction']}"
         )
+    if not 0 <= chosen["global_clipnorm"] < math.inf:
+        raise keras_tuner.errors.FailedTrialError(
+            "`global_clipnorm` must be a positive number, or 0 for no clipping. Received: "
+            f"global_clipnorm={chosen['global_clipnorm']}"
+        )
 
 
 def check_finite(losses: list[float], seed: int) -> None:
