@@ -108,7 +108,8 @@ class GradientNoiseMonitor(keras.callbacks.Callback):
     - `gradient_noise_scale`: tr Σ / |G|², the "simple" noise scale of McCandlish et al. 2018
       (https://arxiv.org/abs/1812.06162). With a larger batch size, more examples help little. It
       is infinite if the estimate of |G|² is not positive.
-    - `temperature`, for SGD only: as `noise_temperature`, but with the measured noise.
+    - `temperature`, for SGD only: as `noise_temperature`, but with the measured noise. Clipping is
+      not counted: where it acts, the training is colder.
     - `skipped_steps`: number of steps in the epoch so far with a gradient that is not finite. The
       other logs leave these steps out, and are NaN if no other step remains. With "mixed_float16"
       a few are normal, because loss scaling tries a larger scale from time to time. Without loss

@@ -156,6 +156,7 @@ def noise_temperature(
     number of examples. Mandt et al. 2017 (https://arxiv.org/abs/1704.04289) derive the diffusion.
     T is valid for learning rates far below those at which training is unstable. Diagonal noise has
     the total variance of full noise, but in other directions, so T is only a first guess for it.
+    Where the gradient is clipped, the training is colder than T.
 
     Args:
         learning_rate: η.

@@ -194,6 +194,15 @@ def test_report_warns_of_a_noise_that_is_too_hot():
     assert not any("hot" in note for note in nlb.report(model, noise, LARGE).notes)
 
 
+@pytest.mark.parametrize("clipping", ["clipnorm", "global_clipnorm", "clipvalue", None])
+def test_report_says_that_clipping_makes_colder(clipping):
+    options = {} if clipping is None else {clipping: 1.0}
+    noise = nlb.FullFisher(SMALL, multiplier=0.1)
+    model = compiled(nlb.NoisyOptimizer(keras.optimizers.SGD(RATE, **options), noise))
+    notes = nlb.report(model, noise, LARGE, small_learning_rate=RATE).notes
+    assert any("clips the gradient" in note for note in notes) == (clipping is not None)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "noise", "message"),
     [

@@ -6,6 +6,7 @@ import keras
 
 from keras_noisylb.schedules import matched_multiplier, noise_temperature, peak
 
+CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")  # attributes of Keras' optimizers
 HOT = 4  # times the temperature of the small batch; above it, a warning
 
 
@@ -37,6 +38,8 @@ def temperature_note(model, noise, batch_size, small_learning_rate):
     )
     if getattr(noise, "conv", "exact") == "uncorrelated":
         note += " In convolutions, A.5's formula has less variance than that."
+    if any(getattr(optimizer, name) is not None for name in CLIPPING):
+        note += " Where the optimizer clips the gradient, the training is colder than that."
     if ratio > HOT:
         warnings.warn(note, stacklevel=3)
     return note
