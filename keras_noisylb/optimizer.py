@@ -12,6 +12,7 @@ from keras_noisylb.noise.base import one_of
 from keras_noisylb.types import Placement, Tensor
 
 NEVER = 2**31 - 1  # no run has so many steps: the noise never ends
+CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")  # attributes of Keras' optimizers
 UNKNOWN = -1  # until `fit` has computed the step count from `noise_fraction`
 
 

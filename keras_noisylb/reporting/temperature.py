@@ -4,9 +4,9 @@ import warnings
 
 import keras
 
+from keras_noisylb.optimizer import CLIPPING
 from keras_noisylb.schedules import matched_multiplier, noise_temperature, peak
 
-CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")  # attributes of Keras' optimizers
 HOT = 4  # times the temperature of the small batch; above it, a warning
 
 

@@ -4,6 +4,8 @@ import warnings
 
 import tensorflow as tf
 
+from keras_noisylb.optimizer import CLIPPING
+
 _INSTEAD = {
     "gradient_accumulation_steps": (
         "NoisyModel(num_microbatches=...) also makes large batches fit, on several devices too."
@@ -51,7 +53,7 @@ def check_strategy(model, optimizer):
             raise ValueError(
                 f"Keras cannot train with `{option}` under {name}. {way} Received: {option}={value}"
             )
-    for option in ("clipnorm", "global_clipnorm", "clipvalue"):
+    for option in CLIPPING:
         value = getattr(optimizer, option)
         if value is not None:
             warnings.warn(
