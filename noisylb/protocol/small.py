@@ -286,8 +286,7 @@ POINTS = {
         point(HUGE, "sb", 0.01),
         point(HUGE, "lb", 0.05),
         point(HUGE, "lb", 0.02),
-        point(HUGE, "lb", 0.2, clip=1.0),
-        point(HUGE, "lb", 0.4, clip=1.0),
+        *clipped(HUGE, (0.2, 0.4), (5e-4,), ("lb", FULL)),
     ],
     "cifar10-vgg7-2048": [
         point(VGG7, "lb", 0.1),
@@ -299,8 +298,7 @@ POINTS = {
         point(VGG7, FULL, 0.05, 0.43, 0.5),
         point(VGG7, "sb", 0.01),
         point(VGG7, FULL, 0.1, 0.43, 0.5),  # twice the temperature of SB
-        point(VGG7, "lb", 0.2, clip=1.0),
-        point(VGG7, "lb", 0.4, clip=1.0),
+        *clipped(VGG7, (0.1, 0.2, 0.4), (5e-4,), ("lb", FULL)),
     ],
     "cifar10-lenet-adamw": [
         point(ADAMW, "sb", 0.0005),
