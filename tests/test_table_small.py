@@ -139,13 +139,26 @@ def test_the_gain_of_the_best_is_over_the_only_lb(tmp_path):
     assert gains("lb/rate0.2", noisy, "lb/rate0.05") == [None] * 3
 
 
-def test_clipped_recipes_say_their_norm_and_have_no_temperature():
+def test_clipped_recipes_say_their_norm(tmp_path):
     recipes = POINTS["cifar10-lenet-clipped"]
     for recipe in recipes:
         assert recipe.options(0).global_clipnorm == recipe.global_clipnorm
         assert f"clip{recipe.global_clipnorm:g}" in recipe.label
-        assert small_table.temperature(recipe) is None
+        (line,) = small_table.summarize([Run(recipe, (0,), tmp_path)], [None])
+        header, (row,) = small_table.cells([line])
+        assert row[header.index("clip")] == f"{recipe.global_clipnorm:g}"
     assert len({recipe.name for recipe in recipes}) == len(recipes)
+
+
+def test_the_gain_is_over_lb_with_the_same_clipping(tmp_path):
+    names = (
+        "lb/rate0.2-clip1",
+        "lb-full-split/rate0.2-lambda0.19-part0.5-clip1",
+        "lb/rate0.2-clip0.3",
+    )
+    runs = [Run(SMALL[f"cifar10-lenet-clipped/{name}"], (0,), tmp_path) for name in names]
+    found = [{"seed": 0, "metrics": metrics(accuracy)} for accuracy in (0.4, 0.5, 0.9)]
+    assert small_table.summarize(runs, found)[1]["gain"] == pytest.approx(10)
 
 
 def test_adamw_has_decoupled_decay_and_no_temperature(tmp_path):
@@ -216,12 +229,26 @@ def test_the_figure_is_drawn_from_what_is_finished(tmp_path):
     assert figure().exit_code == 0 and drawn() == [("lb", 2), ("lb-full-split", 2)]
 
 
+def test_of_the_clipped_recipes_the_figure_draws_one_norm_and_one_decay(tmp_path):
+    for recipe in POINTS["cifar10-lenet-clipped"]:
+        folder = tmp_path / "small" / recipe.row / f"{recipe.regime}-{recipe.label}"
+        write(Run(recipe, (0,), folder), metrics(0.5))
+    path = tmp_path / "picture" / "figure_temperature.json"
+    arguments = ["figure", "temperature", "--tables", str(tmp_path), "--output", str(path.parent)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    lines = json.loads(path.read_text())["numbers"]["lines"]
+    assert {(line["clipping"], line["weight_decay"]) for line in lines} == {(1.0, 2e-3)}
+    regimes = [line["regime"] for line in lines]
+    assert sorted(set(regimes)) == ["lb", "lb-diagonal-split", "lb-full-split", "sb"]
+    assert all(regimes.count(regime) == 3 for regime in regimes)
+
+
 def test_points_with_the_same_words_have_one_label():
     line = {"rate": 0.1, "warmup": 0.05, "multiplier": 0.25, "temperature": 0.002}
     parts = [{**line, "test_by_seed": [51.0]}, {**line, "test_by_seed": [52.0, 50.0]}]
     warmed = {**line, "warmup": 0.2, "multiplier": None, "test_by_seed": [10.0]}
     assert figure_temperature.labels([*parts, warmed], 0.05) == {
-        ("η 0.1, λ 0.25", 2.0): [51.0, 52.0, 50.0],
+        ("η 0.1\nλ 0.25", 2.0): [51.0, 52.0, 50.0],
         ("η 0.1, warm-up 0.2", 2.0): [10.0],
     }
 

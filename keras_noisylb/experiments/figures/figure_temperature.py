@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from keras_noisylb.experiments import records
@@ -16,14 +17,15 @@ from keras_noisylb.experiments.tables import small
 SETTINGS = {  # of rows of `noisylb table small`
     "cifar10-small": "ResNet8, batches of 512 / 32",
     "cifar10-lenet-2048": "LeNet without normalisation, 2048 / 32",
+    "cifar10-lenet-clipped": "The same, clipped to the norm 1, weight decay 0.002",
 }
+DRAWN = {"cifar10-lenet-clipped": {"clipping": 1.0, "weight_decay": 2e-3}}  # others: all recipes
 
-# Where words stand beside their points: above the best seed, below the worst one, or at the mean.
-ABOVE = max, {"xytext": (0, 5), "horizontalalignment": "center"}
-BELOW = min, {"xytext": (0, -12), "horizontalalignment": "center"}
+# Where words stand beside their points: above the best seed, or at the mean.
+ABOVE = max, {"xytext": (0, 4), "horizontalalignment": "center"}
 LEFT = np.mean, {"xytext": (-7, -9), "horizontalalignment": "right"}
-RIGHT = np.mean, {"xytext": (7, 3), "horizontalalignment": "left"}
-PLACES = {"sb": RIGHT, "lb": LEFT, "lb-diagonal-split": BELOW}
+RIGHT = np.mean, {"xytext": (7, -6), "horizontalalignment": "left"}
+PLACES = {"sb": RIGHT, "lb": LEFT, "lb-diagonal-split": RIGHT}
 
 
 def compute(setup, folder, say):
@@ -49,7 +51,11 @@ def compute(setup, folder, say):
             config = record["config"]
             runs.append(Run(recipe_of(config), tuple(config["seeds"]), path.parent))
             found.append(record)
-    lines = [line for line in small.summarize(runs, found) if line["test"] is not None]
+    lines = [
+        line
+        for line in small.summarize(runs, found)
+        if line["test"] is not None and DRAWN.get(line["row"], {}).items() <= line.items()
+    ]
     if not lines:
         raise CompareError(
             f"--tables received {setup.tables}, in which no run of {' or '.join(SETTINGS)} is "
@@ -72,7 +78,7 @@ def draw(numbers):
     """Test accuracy against the temperature, one panel for each setting. Dots are the seeds."""
     found = {line["row"] for line in numbers["lines"]}
     rows = [row for row in SETTINGS if row in found]
-    figure, axes = grid_of_axes(1, len(rows), 6 * len(rows), 4.4)
+    figure, axes = grid_of_axes(1, len(rows), 5.4 * len(rows), 4.4)
     for panel, row in zip(axes.flat, rows, strict=True):
         lines = [line for line in numbers["lines"] if line["row"] == row]
         usual = min(line["warmup"] for line in lines)
@@ -95,13 +101,14 @@ def draw(numbers):
             for (words, across), accuracies in labels(points, usual).items():
                 panel.annotate(
                     words, (across, height(accuracies)), textcoords="offset points", fontsize=7.5,
-                    color=colour, **place,
+                    color=colour, path_effects=[withStroke(linewidth=2, foreground="white")],
+                    **place,
                 )  # fmt: skip
         panel.set(
             xscale="log", xlabel="temperature at the peak rate, 10⁻³",
             ylabel="test accuracy (%)", title=SETTINGS[row],
         )  # fmt: skip
-        panel.margins(x=0.25, y=0.08)  # room for the words beside the points
+        panel.margins(x=0.3, y=0.13)  # room for the words beside the points
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.xaxis.set_minor_formatter(NullFormatter())
@@ -125,7 +132,7 @@ def labels(points, usual):
         if line["warmup"] > usual:
             words += f", warm-up {line['warmup']:g}"
         if line["multiplier"] is not None:
-            words += f", λ {line['multiplier']:g}"
+            words += f"\nλ {line['multiplier']:g}"
         found.setdefault((words, 1e3 * line["temperature"]), []).extend(line["test_by_seed"])
     return found
 

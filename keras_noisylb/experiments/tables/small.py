@@ -10,8 +10,8 @@ from keras_noisylb.schedules import noise_temperature
 
 FIELDS = (
     "row", "regime", "title", "rate", "warmup", "multiplier", "noise_part", "weight_decay",
-    "temperature", "seeds", "diverged", "train", "held_out", "held_out_std", "test", "test_std",
-    "gain", "gain_se", "paired_p", "welch_p", "test_by_seed",
+    "clipping", "temperature", "seeds", "diverged", "train", "held_out", "held_out_std", "test",
+    "test_std", "gain", "gain_se", "paired_p", "welch_p", "test_by_seed",
 )  # fmt: skip
 
 
@@ -22,9 +22,10 @@ def temperature(recipe):
         recipe: a `Recipe`.
 
     Returns:
-        A float; `None` with AdamW or clipping, whose division of the gradient it does not describe.
+        A float; `None` with AdamW, whose division of the gradient it does not describe. With
+        clipping, the training is colder than that where the gradient is clipped.
     """
-    if recipe.optimizer is not None or recipe.global_clipnorm is not None:
+    if recipe.optimizer is not None:
         return None
     small, large = recipe.small_batch_size, recipe.large_batch_size
     if REGIMES[recipe.regime].batch == "change":
@@ -111,8 +112,9 @@ def line(recipe, metrics, base):
         recipe.row, recipe.regime, title_of(recipe), recipe.learning_rate,
         recipe.warmup_epochs / recipe.epochs, recipe.multiplier,
         (recipe.noise_epochs or recipe.small_epochs or 0) / recipe.epochs or None,
-        recipe.weight_decay, temperature(recipe), len(test), len(metrics) - len(test), mean(train),
-        mean(held_out), spread(held_out), mean(test), spread(test), mean(gains),
+        recipe.weight_decay, recipe.global_clipnorm, temperature(recipe), len(test),
+        len(metrics) - len(test), mean(train), mean(held_out), spread(held_out), mean(test),
+        spread(test), mean(gains),
         float(stats.sem(gains)) if len(gains) > 1 else None,
         None if paired is None else float(paired), test_of_means and test_of_means[2], test,
     )  # fmt: skip
@@ -134,8 +136,8 @@ def cells(lines):
         return shown(line[key], ".2f") + (f" ± {spread:.2f}" if spread is not None else "")
 
     header = (
-        "row", "regime", "rate", "warm-up", "λ", "part", "decay", "T, 10⁻³", "seeds", "train %",
-        "held-out %", "test %", "over LB", "p",
+        "row", "regime", "rate", "warm-up", "λ", "part", "decay", "clip", "T, 10⁻³", "seeds",
+        "train %", "held-out %", "test %", "over LB", "p",
     )  # fmt: skip
     rows = []
     for line in lines:
@@ -148,7 +150,7 @@ def cells(lines):
         rows.append((
             line["row"], line["title"], f"{line['rate']:g}",
             f"{line['warmup']:g}", shown(line["multiplier"], "g"), shown(line["noise_part"], "g"),
-            f"{line['weight_decay']:g}",
+            f"{line['weight_decay']:g}", shown(line["clipping"], "g"),
             shown(line["temperature"] and 1e3 * line["temperature"], ".3g"), seeds,
             shown(line["train"], ".1f"), with_spread(line, "held_out"), with_spread(line, "test"),
             gain, shown(line["paired_p"], ".2g"),
@@ -160,9 +162,10 @@ def caption():
     """The caption of the table."""
     return (
         "rate: peak learning rate. warm-up: part of the training. λ: multiplier of the noise. "
-        "part: of the training with noise, or with small batches. T: temperature at the peak rate. "
+        "part: of the training with noise, or with small batches. clip: norm to which the gradient "
+        "is clipped. T: temperature at the peak rate, of a training that is not clipped. "
         "held-out %, test %: accuracy after the last epoch, mean ± standard deviation over seeds; "
         "choices are made by the first. over LB: test accuracy minus that of LB with the same "
-        "seed, rate, warm-up and decay (of the only LB, where a row has one), mean ± standard "
-        "error. p: of the one-sided paired t-test."
+        "seed, rate, warm-up, decay and clip (of the only LB, where a row has one), mean ± "
+        "standard error. p: of the one-sided paired t-test."
     )
