@@ -104,7 +104,7 @@ def test_the_highest_rate_is_found(float64, rng):
     assert found.multiplier == pytest.approx(expected, 1e-12)
     low, high = found.multiplier_interval
     assert low <= found.multiplier <= high
-    assert "worth adding, because" in str(found)
+    assert "Clip the gradient" in str(found) and "worth adding, because" in str(found)
 
 
 def mse(y, y_pred):

@@ -157,6 +157,7 @@ class Advice:
         ]
         if self.multiplier:
             low, high = self.multiplier_interval
+            lines.append("  Clip the gradient, if you do not yet: a higher rate may work then.")
             lines.append(
                 f"Noise: worth adding, because the rate cannot follow the batch: λ = "
                 f"{self.multiplier:.2g} ({low:.2g} to {high:.2g})."
