@@ -248,7 +248,7 @@ def test_points_with_the_same_words_have_one_label():
     parts = [{**line, "test_by_seed": [51.0]}, {**line, "test_by_seed": [52.0, 50.0]}]
     warmed = {**line, "warmup": 0.2, "multiplier": None, "test_by_seed": [10.0]}
     assert figure_temperature.labels([*parts, warmed], 0.05) == {
-        ("η 0.1\nλ 0.25", 2.0): [51.0, 52.0, 50.0],
+        ("η 0.1, λ 0.25", 2.0): [51.0, 52.0, 50.0],
         ("η 0.1, warm-up 0.2", 2.0): [10.0],
     }
 

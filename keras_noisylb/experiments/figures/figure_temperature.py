@@ -88,10 +88,9 @@ def draw(numbers):
             y = [line["test"] for line in points]
             errors = [standard_error(line) for line in points]
             colour, _, marker = REGIMES[regime].look
-            panel.errorbar(
-                x, y, errors, color=colour, marker=marker, linestyle="none", capsize=3,
-                markersize=7, label=points[0]["title"],
-            )  # fmt: skip
+            panel.errorbar(x, y, errors, color=colour, linestyle="none", capsize=3)
+            # Over the words, which are over the bars.
+            panel.plot(x, y, marker, color=colour, markersize=7, zorder=4, label=points[0]["title"])
             for line, across in zip(points, x, strict=True):
                 panel.plot(
                     [across] * line["seeds"], line["test_by_seed"], ".", color=colour, alpha=0.5,
@@ -100,9 +99,10 @@ def draw(numbers):
             height, place = PLACES.get(regime, ABOVE)
             for (words, across), accuracies in labels(points, usual).items():
                 panel.annotate(
-                    words, (across, height(accuracies)), textcoords="offset points", fontsize=7.5,
+                    words if regime in PLACES else words.replace(", ", "\n"),
+                    (across, height(accuracies)), textcoords="offset points", fontsize=7.5,
                     color=colour, path_effects=[withStroke(linewidth=2, foreground="white")],
-                    **place,
+                    zorder=3, **place,
                 )  # fmt: skip
         panel.set(
             xscale="log", xlabel="temperature at the peak rate, 10⁻³",
@@ -132,7 +132,7 @@ def labels(points, usual):
         if line["warmup"] > usual:
             words += f", warm-up {line['warmup']:g}"
         if line["multiplier"] is not None:
-            words += f"\nλ {line['multiplier']:g}"
+            words += f", λ {line['multiplier']:g}"
         found.setdefault((words, 1e3 * line["temperature"]), []).extend(line["test_by_seed"])
     return found
 
