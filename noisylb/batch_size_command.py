@@ -35,6 +35,7 @@ def batch_size(
     data_dir: same("data_dir") = None,
     optimizer: same("optimizer") = "sgd",
     momentum: same("momentum") = 0.9,
+    global_clipnorm: same("global_clipnorm") = None,
     weight_decay: same("weight_decay") = 0.0,
     normalization: same("normalization") = None,
     ghost_batch_size: Annotated[
@@ -66,6 +67,7 @@ def batch_size(
         data_dir: folder of the prepared data sets.
         optimizer: name.
         momentum: of SGD.
+        global_clipnorm: norm of clipping.
         weight_decay: of AdamW.
         normalization: of the model.
         ghost_batch_size: of the model.
@@ -97,8 +99,9 @@ def batch_size(
             model=model, dataset=dataset, data_dir=data_dir, optimizer=optimizer,
             small_batch_size=batch_size, large_batch_size=batch_size + 1,
             learning_rate=str(learning_rate), momentum=momentum, weight_decay=weight_decay,
-            normalization=normalization, ghost_batch_size=ghost_batch_size, l2=l2,
-            train_size=train_size, pool=pool, quiet=quiet,
+            global_clipnorm=global_clipnorm, normalization=normalization,
+            ghost_batch_size=ghost_batch_size, l2=l2, train_size=train_size, pool=pool,
+            quiet=quiet,
         )  # fmt: skip
     except ValueError as error:
         fail(error)

@@ -14,6 +14,7 @@ import keras_noisylb as nlb
 from keras_noisylb.data import files
 from keras_noisylb.data.catalogue import BUNDLED
 from keras_noisylb.data.prepared import PACKAGE
+from keras_noisylb.experiments import batch_size
 from keras_noisylb.experiments import problem as problems
 from keras_noisylb.experiments.problem import Problem, labelled
 from noisylb.main import app
@@ -315,3 +316,19 @@ def test_batch_size(folder):
         result = invoke("batch-size", *OWN, *options, *more)
         assert result.exit_code == 2 and words in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_batch_size_trains_with_the_optimizer_of_the_options(folder, monkeypatch, optimizer):
+    found = []
+
+    def advise(*args, **kwargs):
+        found.append(kwargs["optimizer"])
+        raise ValueError("seen")
+
+    monkeypatch.setattr(batch_size, "advise", advise)
+    options = ["--optimizer", optimizer, "--learning-rate", "0.25", "--global-clipnorm", "0.5"]
+    result = invoke("batch-size", *OWN, "--batch-size", "8", *options)
+    assert result.exit_code == 2 and "seen" in result.stderr
+    assert type(found[0]).__name__.lower() == optimizer
+    assert (float(found[0].learning_rate), found[0].global_clipnorm) == (0.25, 0.5)

@@ -8,6 +8,7 @@ from keras_noisylb.experiments import splits
 from keras_noisylb.experiments.problem import named
 from keras_noisylb.experiments.progress import has_bars
 from keras_noisylb.experiments.records import CompareError
+from keras_noisylb.experiments.train import optimizer_of
 from noisylb.protocol.terminal import grid, print_table
 
 
@@ -26,11 +27,6 @@ def show(options, **arguments):
         data = splits.load(options, problem.examples)
         build = problem.builder(options, data.num_classes, data.x_train.shape[1:])
         problem.check(options, problem.built(options, build), data)
-        rate = options.learning_rates["sb"]
-        if options.optimizer == "adamw":
-            optimizer = keras.optimizers.AdamW(rate, weight_decay=options.weight_decay)
-        else:
-            optimizer = keras.optimizers.SGD(rate, momentum=options.momentum)
         keras.utils.set_random_seed(arguments["seed"])
         advice = advise(
             build,
@@ -38,7 +34,7 @@ def show(options, **arguments):
             data.y_train,
             batch_size=options.small_batch_size,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            optimizer=optimizer,
+            optimizer=optimizer_of(options, options.learning_rates["sb"]),
             verbose=1 if has_bars() and not options.quiet else 0,
             **arguments,
         )

@@ -59,6 +59,23 @@ def schedule(regime, learning_rate, options, num_examples):
     return keras.optimizers.schedules.PiecewiseConstantDecay([end - 1 for end in ends], rates)
 
 
+def optimizer_of(options, learning_rate):
+    """The optimizer that the options name, without noise.
+
+    Args:
+        options: the options of the run.
+        learning_rate: a number or a Keras schedule.
+
+    Returns:
+        A Keras optimizer.
+    """
+    clipping = {"global_clipnorm": options.global_clipnorm}
+    if options.optimizer == "adamw":
+        decay = options.weight_decay
+        return keras.optimizers.AdamW(learning_rate, weight_decay=decay, **clipping)
+    return keras.optimizers.SGD(learning_rate, momentum=options.momentum, **clipping)
+
+
 def compiled(network, regime, learning_rate, options, num_examples, seed):
     """The network ready for `fit` under a regime.
 
@@ -73,12 +90,7 @@ def compiled(network, regime, learning_rate, options, num_examples, seed):
     Returns:
         Tuple of the compiled model and its number of updates with noise.
     """
-    rates = schedule(regime, learning_rate, options, num_examples)
-    clipping = {"global_clipnorm": options.global_clipnorm}
-    if options.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rates, weight_decay=options.weight_decay, **clipping)
-    else:
-        optimizer = keras.optimizers.SGD(rates, momentum=options.momentum, **clipping)
+    optimizer = optimizer_of(options, schedule(regime, learning_rate, options, num_examples))
     noise, noise_steps, model = regime.noise(options, learning_rate), 0, network
     if noise is not None:
         steps = regime.batch_change(options).updates(num_examples, options.epochs)
