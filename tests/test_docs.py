@@ -53,7 +53,15 @@ def test_results(capsys):
     folder = DOCS / "records" / "tables" / "small"
     names = run("results", (('"docs/records/tables/small"', repr(str(folder))),))
     assert [len(names[name]) for name in ("lb", "sb", "full")] == [5, 5, 5]
-    assert capsys.readouterr().out == "+6.4, p = 2e-05\n+0.3, p = 0.5\n"
+    clipped = ("clipped_lb", "clipped_full", "clipped_sb")
+    assert [len(names[name]) for name in clipped] == [5, 5, 5]
+    assert capsys.readouterr().out.splitlines() == [
+        "+6.4, p = 2e-05",
+        "+0.3, p = 0.5",
+        "+1.8, p = 8e-04",
+        "+1.0, p = 1e-02",
+        "+1.4, p = 2e-03",
+    ]
 
 
 @pytest.mark.slow

@@ -63,6 +63,13 @@ def test_gradients_are_clipped_to_the_norm_of_the_space(noise, norm, expected):
     assert model.build(keras_tuner.HyperParameters()).optimizer.global_clipnorm == expected
 
 
+@pytest.mark.parametrize("part", [None, (None, 1.0)])
+def test_none_is_no_value_of_a_dimension(part):
+    model = hypermodel(global_clipnorm=part)
+    with pytest.raises(ValueError, match="for no clipping, `global_clipnorm` is 0"):
+        model.build(keras_tuner.HyperParameters())
+
+
 def own_noises():
     return {
         "capped": lambda hp: nlb.DiagonalFisher(

@@ -79,9 +79,17 @@ def value_of(name: str, part: Part, hp: keras_tuner.HyperParameters) -> Any:
         name: name of the dimension.
         part: a fixed value, a list or tuple of choices, or a function of `hp`.
         hp: the hyperparameters of the trial.
+
+    Raises:
+        ValueError: if the part is or contains `None`.
     """
     if callable(part):
         return part(hp)
+    if part is None or (isinstance(part, (list, tuple)) and None in part):
+        raise ValueError(
+            f"`{name}` must be values that KerasTuner can store, which None is not (for no "
+            f"clipping, `global_clipnorm` is 0). Received: {name}={part!r}"
+        )
     if isinstance(part, (list, tuple)):
         return hp.Choice(name, list(part))
     return hp.Fixed(name, part)

@@ -215,23 +215,22 @@ def variants(setting):
     ]
 
 
-def clipped(setting, rates, decays, regimes, clip=1.0):
-    """Every rate with every weight decay, the gradient clipped; noise is matched, in one half.
+def clipped(setting, rates, decays, regimes):
+    """Every rate with every weight decay, clipped to the norm 1; noise is matched, in one half.
 
     Args:
         setting: dictionary of the fields that all recipes share.
         rates: learning rates.
         decays: weight decays.
         regimes: names of regimes.
-        clip: norm.
 
     Returns:
         List of `Recipe`.
     """
     return [
-        point(setting, regime, rate, decay=decay, clip=clip)
+        point(setting, regime, rate, decay=decay, clip=1.0)
         if regime in {"sb", "lb"}
-        else point(setting, regime, rate, heated(setting, rate, 1), 0.5, decay, clip=clip)
+        else point(setting, regime, rate, heated(setting, rate, 1), 0.5, decay, clip=1.0)
         for rate in rates
         for decay in decays
         for regime in regimes
