@@ -224,6 +224,7 @@ WHOLE = Scale("small")  # the recipes of `noisylb table small` as they are
 SCALES = {
     "probe": Scale("probe", epochs=0.025),
     "short": Scale("short", epochs=0.075),
+    "long": Scale("long", epochs=0.3),
     "sample": Scale("sample", epochs=0.1, train_size=10_000),
     "paper": Scale("paper"),
 }
