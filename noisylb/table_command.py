@@ -17,8 +17,9 @@ from noisylb.protocol.recipe import SCALES, WHOLE
 from noisylb.protocol.terminal import grid, print_table
 
 SCALES_HELP = (  # days by `keras_noisylb.experiments.estimate.REFERENCE`
-    "probe (5 epochs), short (15), sample (20 of 10,000 images) or paper (200). All of Table 2 "
-    "takes about 3, 9, 3 or 118 days on 2 CPU cores; --dry-run says how long a part takes here."
+    "probe (5 epochs), short (15), long (60), sample (20 of 10,000 images) or paper (200). All of "
+    "Table 2 takes about 3, 9, 35, 3 or 118 days on 2 CPU cores; --dry-run says how long a part "
+    "takes here."
 )
 NAME = Annotated[str | None, typer.Argument(help="Recipe to print, such as mnist-mlp/lb.")]
 NUMBER = Annotated[str, typer.Argument(help="Table of the paper: 2 or 3.", metavar="2|3")]

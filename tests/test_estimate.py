@@ -213,4 +213,4 @@ def test_the_times_in_the_help():
         runs = plan.plan("2", scale, "there")
         days.append(sum(run.seconds_left(estimate.REFERENCE) for run in runs) / 86_400)
     words = ", ".join(f"{number:.0f}" for number in days[:-1]) + f" or {days[-1]:.0f} days"
-    assert list(SCALES) == ["probe", "short", "sample", "paper"] and words in SCALES_HELP
+    assert list(SCALES) == ["probe", "short", "long", "sample", "paper"] and words in SCALES_HELP

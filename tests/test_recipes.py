@@ -180,7 +180,7 @@ def test_the_command_lists_and_prints(monkeypatch):
         (["cifar10-resnet44/lbb"], "NAME received 'cifar10-resnet44/lbb', expected a row and"),
         (
             ["--preset", "huge"],
-            "--preset received 'huge', expected one of probe, short, sample, paper",
+            "--preset received 'huge', expected one of probe, short, long, sample, paper",
         ),
     ):
         result = CliRunner().invoke(app, ["recipes", *arguments])
