@@ -19,7 +19,9 @@ def parsed():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="fashion_mnist_small", help="one of nlb.data.names()")
     parser.add_argument("--data-dir", help="folder of the prepared TFDS data sets")
+    parser.add_argument("--pool", type=int, default=1, help="size of the tiles that are averaged")
     parser.add_argument("--examples", type=int, default=4000, help="number of training images")
+    parser.add_argument("--held-out", type=int, help="training images to choose by")
     parser.add_argument("--first-epochs", type=int, default=5, help="epochs before fine-tuning")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of fine-tuning")
     parser.add_argument("--large-batch-size", type=int, default=1000)
@@ -28,7 +30,13 @@ def parsed():
     parser.add_argument("--large-rate", type=float, default=0.01, help="learning rate of LB")
     parser.add_argument("--regimes", default="sb,lb,lb-diagonal-split,lb-full-split")
     parser.add_argument("--multiplier", default="matched", help="λ of the noise")
+    parser.add_argument("--global-clipnorm", type=float, help="norm to which gradients are clipped")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument(
+        "--trained",
+        default="results/trained.keras",
+        help="file of the network that has learned the first classes; made if it does not exist",
+    )
     parser.add_argument("--output", default="results/fine_tune")
     return parser.parse_args()
 
@@ -37,12 +45,13 @@ def of_classes(pair, classes):
     """The examples of some classes, which are counted from 0 again."""
     x, y = pair
     chosen = np.isin(y, classes)
-    return x[chosen], np.searchsorted(classes, y[chosen])
+    images = keras.ops.average_pool(x[chosen], args.pool)
+    return keras.ops.convert_to_numpy(images), np.searchsorted(classes, y[chosen])
 
 
 def trained_network(train, args):
     """A LeNet that has learned the first classes, or the one of an earlier run."""
-    path = pathlib.Path(args.output) / "first_classes.keras"
+    path = pathlib.Path(args.trained)
     if path.exists():
         return keras.saving.load_model(path)
     keras.utils.set_random_seed(0)
@@ -71,17 +80,20 @@ def build(num_classes, input_shape):
 
 
 x, y = of_classes(train, others)
+number = args.examples + (args.held_out or 0)
 rows = nlb.compare(
     build,
-    (x[: args.examples], y[: args.examples]),
+    (x[:number], y[:number]),
     of_classes(test, others),
     regimes=args.regimes,
     small_batch_size=args.small_batch_size,
     large_batch_size=args.large_batch_size,
     learning_rate={"sb": args.small_rate, "lb": args.large_rate},
     multiplier=args.multiplier if args.multiplier == "matched" else float(args.multiplier),
+    global_clipnorm=args.global_clipnorm,
+    held_out=args.held_out,
     epochs=args.epochs,
     seeds=args.seeds,
-    output=f"{args.output}/compare",
+    output=args.output,
     quiet=True,
 )

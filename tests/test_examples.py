@@ -262,8 +262,14 @@ def test_large_batch_on_small_memory():
 def test_fine_tune(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where it writes its results
     options = ("--examples", "100", "--first-epochs", "1", "--epochs", "2", "--regimes", "lb")
+    options += ("--held-out", "30", "--global-clipnorm", "1")
     names = run_script("fine_tune", monkeypatch, *options, "--large-batch-size", "50")
     assert names["rows"]["lb"]["test_accuracy"] > 0
+    run = pathlib.Path("results/fine_tune/lb-seed0")
+    record = json.loads((run / "record.json").read_text())
+    assert 0 < record["held_out_accuracy"] < 1
+    config = json.loads((run.parent / "config.json").read_text())["options"]
+    assert (config["held_out"], config["global_clipnorm"]) == (30, 1)
     labels = names["y"]
     assert set(labels) == set(range(5)) and len(labels) == len(names["x"])
     old, new = (n.get_weights() for n in (names["before"], names["build"](5, (28, 28, 1))))

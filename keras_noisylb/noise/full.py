@@ -13,7 +13,8 @@ class FullFisher(FisherNoise):
 
     The sample is scale · v, v = M^(-1/2) Σ_i w_i g_i (`"weighted"`) or the scaled difference of the
     gradients of the batch's two halves (`"split"`, with a random sign): Wen et al. 2020, A.9.
-    It converges as slowly as a small batch does.
+    With λ = 1 it converges as slowly as the small batch does at the same learning rate.
+    `matched_multiplier` gives λ for a higher rate.
 
     Args:
         small_batch_size: M_S, the batch size whose gradient covariance is imitated.

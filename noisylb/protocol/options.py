@@ -125,7 +125,9 @@ class Options:
     )
     pool: int = option(1, "Size in pixels of the square tiles over which images are averaged.")
     held_out: int | None = option(
-        None, "Number of training images that are held out and reported on beside the test set."
+        None,
+        "Number of training images, rounded in each class, that are held out and reported on "
+        "beside the test set.",
     )
     validation_freq: int = option(1, "Epochs between two evaluations.")
     validation_fraction: float = option(
