@@ -181,6 +181,11 @@ LENET = setting(
     "cifar10-lenet-2048", "lenet", "cifar10", 600, 32, 2048, normalization="none",
     train_size=8192, pool=2, held_out=10_000, small_learning_rate=0.01,
 )  # fmt: skip
+# The same gap in half a minute a run: half of the images and a third of the updates.
+SHORT = LENET | {
+    "row": "cifar10-lenet-1024", "large_batch_size": 1024, "epochs": 200, "warmup_epochs": 10,
+    "validation_freq": 20, "train_size": 4096, "weight_decay": 2e-3,
+}  # fmt: skip
 HUGE = LENET | {
     "row": "cifar10-lenet-4096", "large_batch_size": 4096, "epochs": 1200, "warmup_epochs": 60,
     "validation_freq": 120,
@@ -275,6 +280,14 @@ POINTS = {
         point(LENET, FULL, 0.1, 0.25, 1.0),
         point(LENET, DIAGONAL, 0.1, 0.15, 0.5),
         point(LENET, DIAGONAL, 0.1, 0.58, 0.5),
+    ],
+    "cifar10-lenet-1024": [
+        *(point(SHORT, "lb", rate) for rate in (0.05, 0.02, 0.1, 0.2)),
+        *(point(SHORT, FULL, rate, heated(SHORT, rate, 1), 0.5) for rate in (0.05, 0.02, 0.1)),
+        *clipped(SHORT, (0.1, 0.2), (2e-3,), ("lb", FULL)),
+        point(SHORT, "lb", 0.4, clip=1.0),
+        *(point(SHORT, DIAGONAL, rate, heated(SHORT, rate, 1), 0.5) for rate in (0.05, 0.02)),
+        *(point(SHORT, "sb", rate) for rate in (0.01, 0.005, 0.02)),
     ],
     "cifar10-lenet-4096": [
         point(HUGE, "lb", 0.1),
