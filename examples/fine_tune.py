@@ -30,6 +30,7 @@ def parsed():
     parser.add_argument("--large-rate", type=float, default=0.01, help="learning rate of LB")
     parser.add_argument("--regimes", default="sb,lb,lb-diagonal-split,lb-full-split")
     parser.add_argument("--multiplier", default="matched", help="λ of the noise")
+    parser.add_argument("--l2", type=float, default=0.0, help="L2 penalty of the weights")
     parser.add_argument("--global-clipnorm", type=float, help="norm to which gradients are clipped")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument(
@@ -71,9 +72,9 @@ first, others = np.arange(5), np.arange(5, 10)
 before = trained_network(of_classes(train, first), args)
 
 
-def build(num_classes, input_shape):
+def build(num_classes, input_shape, l2):
     """A network with the trained weights, but for its last layer."""
-    network = nlb.models.LeNet(num_classes, input_shape=input_shape, normalization=None)
+    network = nlb.models.LeNet(num_classes, input_shape=input_shape, normalization=None, l2=l2)
     for new, old in zip(network.layers[:-1], before.layers[:-1], strict=True):
         new.set_weights(old.get_weights())
     return network
@@ -90,6 +91,7 @@ rows = nlb.compare(
     large_batch_size=args.large_batch_size,
     learning_rate={"sb": args.small_rate, "lb": args.large_rate},
     multiplier=args.multiplier if args.multiplier == "matched" else float(args.multiplier),
+    l2=args.l2,
     global_clipnorm=args.global_clipnorm,
     held_out=args.held_out,
     epochs=args.epochs,
