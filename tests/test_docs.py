@@ -64,6 +64,21 @@ def test_results(capsys):
     ]
 
 
+def test_results_of_other_settings(capsys):
+    folder = DOCS / "records" / "fine_tune"
+    run("results_other", (('"docs/records/fine_tune"', repr(str(folder))),))
+    assert capsys.readouterr().out.splitlines() == [
+        "+1.0, p = 0.0027",
+        "+0.5, p = 0.021",
+        "+1.3, p = 0.017",
+        "+0.8, p = 0.016",
+        "-0.1, p = 0.68",
+        "+0.2, p = 0.15",
+        "+0.2, p = 0.22",
+        "-0.1, p = 0.64",
+    ]
+
+
 @pytest.mark.slow
 def test_gpu(images):
     images(200)
