@@ -11,6 +11,7 @@ import pytest
 from keras_noisylb import data, models
 from keras_noisylb.experiments import compare, folders, records, splits, train
 from keras_noisylb.experiments import journal as journal_module
+from keras_noisylb.experiments.figures import comparison
 from keras_noisylb.experiments.journal import Journal, checkpoint
 from keras_noisylb.models import MLP
 from noisylb.protocol.options import Options
@@ -82,6 +83,25 @@ def finished(finished_once, tmp_path):
     """The options of a finished comparison, which lies in `tmp_path`."""
     shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True)
     return options(tmp_path, regimes="lb", epochs=1)
+
+
+def test_the_picture_shows_the_epochs_that_were_evaluated(tmp_path, monkeypatch):
+    drawn = []
+
+    class Kept(comparison.Figure):
+        def savefig(self, *args, **kwargs):
+            drawn.append(self)
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(comparison, "Figure", Kept)
+    compare.compare(options(tmp_path, regimes="lb", epochs=5, validation_freq=2))
+    epochs = load(tmp_path / "run" / "lb-seed0" / "history.json")["epochs"]
+    expected = {e["epoch"]: 100 * e["test_accuracy"] for e in epochs if "test_accuracy" in e}
+    assert list(expected) == [2, 4]
+    _, accuracies = drawn[0].axes
+    assert len(accuracies.lines) == 2  # the seed and the mean
+    for line in accuracies.lines:
+        assert dict(zip(*line.get_data(), strict=True)) == pytest.approx(expected)
 
 
 def test_compare_writes_everything(tmp_path, capsys):

@@ -57,14 +57,14 @@ def draw(path, lines, reported):
             for curve in curves:
                 losses.plot(np.arange(1, len(curve) + 1), np.array(curve, dtype=float), **thin)
             losses.plot(*smoothed(mean_of(curves)), **thick)
-        curves = [[epoch["test_accuracy"] for epoch in h["epochs"]] for h in seeds if h["epochs"]]
+        evaluated = [[epoch for epoch in h["epochs"] if "test_accuracy" in epoch] for h in seeds]
+        curves = [[epoch["test_accuracy"] for epoch in found] for found in evaluated if found]
         if curves:
+            epochs = [epoch["epoch"] for epoch in max(evaluated, key=len)]
             for curve in curves:
-                accuracies.plot(
-                    np.arange(1, len(curve) + 1), 100 * np.array(curve, dtype=float), **thin
-                )
+                accuracies.plot(epochs[: len(curve)], 100 * np.array(curve, dtype=float), **thin)
             mean = 100 * mean_of(curves)
-            accuracies.plot(np.arange(1, len(mean) + 1), mean, **thick)
+            accuracies.plot(epochs[: len(mean)], mean, **thick)
     losses.set(
         xscale="log",
         yscale="log",
