@@ -72,7 +72,7 @@ first, others = np.arange(5), np.arange(5, 10)
 before = trained_network(of_classes(train, first), args)
 
 
-def build(num_classes, input_shape, l2):
+def build(num_classes, input_shape, l2=0.0):
     """A network with the trained weights, but for its last layer."""
     network = nlb.models.LeNet(num_classes, input_shape=input_shape, normalization=None, l2=l2)
     for new, old in zip(network.layers[:-1], before.layers[:-1], strict=True):

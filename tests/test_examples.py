@@ -272,7 +272,7 @@ def test_fine_tune(monkeypatch, tmp_path):
     assert (config["held_out"], config["global_clipnorm"]) == (30, 1)
     labels = names["y"]
     assert set(labels) == set(range(5)) and len(labels) == len(names["x"])
-    old, new = (n.get_weights() for n in (names["before"], names["build"](5, (28, 28, 1), 0.0)))
+    old, new = (n.get_weights() for n in (names["before"], names["build"](5, (28, 28, 1))))
     equal = [np.array_equal(a, b) for a, b in zip(old, new, strict=True)]
     assert all(equal[:-2]) and not equal[-2]  # the last layer's bias starts with zeros
     again = run_script("fine_tune", monkeypatch, *options, "--large-batch-size", "50")

@@ -40,8 +40,8 @@ def compare(
         build: function that returns a new, uncompiled Keras model whose outputs are logits. It
             receives those of the arguments `num_classes`, `input_shape`, `normalization`,
             `ghost_batch_size` and `l2` that it has. The first two come from the data, the others
-            from the options; `ghost_batch_size` is the small batch size unless it is given. Its
-            other arguments need defaults.
+            from the options; `ghost_batch_size` is the small batch size unless it is given, and
+            `l2` comes only if it is not 0. `l2` and its other arguments need defaults.
         train: tuple `(x, y)`: array (N, ...), taken as it is, so standardise it first, and integer
             labels (N,) counted from 0.
         test: the same, to report on; `None` holds out a fifth of the training set, with the same
