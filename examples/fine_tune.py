@@ -33,11 +33,6 @@ def parsed():
     parser.add_argument("--l2", type=float, default=0.0, help="L2 penalty of the weights")
     parser.add_argument("--global-clipnorm", type=float, help="norm to which gradients are clipped")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
-    parser.add_argument(
-        "--trained",
-        default="results/trained.keras",
-        help="file of the network that has learned the first classes; made if it does not exist",
-    )
     parser.add_argument("--output", default="results/fine_tune")
     return parser.parse_args()
 
@@ -52,7 +47,8 @@ def of_classes(pair, classes):
 
 def trained_network(train, args):
     """A LeNet that has learned the first classes, or the one of an earlier run."""
-    path = pathlib.Path(args.trained)
+    name = f"trained-{args.dataset}-pool{args.pool}-epochs{args.first_epochs}.keras"
+    path = pathlib.Path("results") / name
     if path.exists():
         return keras.saving.load_model(path)
     keras.utils.set_random_seed(0)

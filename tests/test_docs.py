@@ -65,9 +65,14 @@ def test_results(capsys):
 
 
 def test_results_of_other_settings(capsys):
-    folder = DOCS / "records" / "fine_tune"
-    run("results_other", (('"docs/records/fine_tune"', repr(str(folder))),))
+    run("results_other", (('"docs/records"', repr(str(DOCS / "records"))),))
     assert capsys.readouterr().out.splitlines() == [
+        "+2.9, p = 0.00079",
+        "+2.6, p = 0.0014",
+        "+1.5, p = 0.0052",
+        "+1.2, p = 0.023",
+        "+0.2, p = 0.28",
+        "+0.3, p = 0.32",
         "+1.0, p = 0.0027",
         "+0.5, p = 0.021",
         "+1.3, p = 0.017",
@@ -76,6 +81,18 @@ def test_results_of_other_settings(capsys):
         "+0.2, p = 0.15",
         "+0.2, p = 0.22",
         "-0.1, p = 0.64",
+    ]
+
+
+def test_results_of_table_2(capsys):
+    folder = DOCS / "records" / "tables" / "long" / "fashion_mnist-lenet"
+    path = '"docs/records/tables/long/fashion_mnist-lenet"'
+    names = run("results_table2", ((path, repr(str(folder))),))
+    assert len(names["lb"]) == len(names["found"]) == 3
+    assert capsys.readouterr().out.splitlines() == [
+        "+0.74 ± 0.21, p = 0.008",
+        "+0.19 ± 0.07, p = 0.1",
+        "+0.07 ± 0.17, p = 0.3",
     ]
 
 
